@@ -1,0 +1,1 @@
+//! Connections to push services, by origin.

@@ -1,0 +1,1 @@
+//! Worker threads that load runs, seal them and hand them to `deliver`.

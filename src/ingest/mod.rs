@@ -1,0 +1,3 @@
+//! The sockets: one task a connection.
+
+pub mod request;

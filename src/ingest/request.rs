@@ -1,0 +1,279 @@
+//! A checked request: what `line` makes of one line of the protocol (DESIGN 3).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::message::{ContentType, Ending, MessageId, Recipient, SubscriptionId, UnixMillis, Urgency};
+
+/// The `id` member as it was written, any JSON scalar; the reply repeats it.
+pub type RequestId = Option<Box<str>>;
+
+/// What one line asks for. Everything in it is checked: nothing here can fail later for its form.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    Send(Box<Send>),
+    Add(Add),
+    Close {
+        message_id: MessageId,
+        step: Option<Step>,
+    },
+    Status {
+        message_id: MessageId,
+    },
+    Cancel(Target),
+    Pause(Target),
+    Resume {
+        target: Target,
+        rate: Option<f64>,
+    },
+    ListMessages {
+        state: Option<State>,
+        label: Option<String>,
+        limit: u32,
+        after: Option<String>,
+    },
+    Events(Events),
+    /// Days since 1970-01-01, both ends included.
+    Stats {
+        from: Option<u32>,
+        to: Option<u32>,
+        by: Vec<By>,
+    },
+    Origins,
+    VapidPublicKey {
+        app: Arc<str>,
+    },
+    Ping,
+    Drain {
+        on: bool,
+    },
+}
+
+/// `send`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Send {
+    pub app: Arc<str>,
+    pub to: To,
+    pub content_type: ContentType,
+    /// Plaintext; empty where no body was given.
+    pub body: Bytes,
+    /// Seconds, checked against `messages.ttl_max`; fractions are cut. 0 means one attempt.
+    pub ttl: u32,
+    pub urgency: Urgency,
+    pub topic: Option<Arc<str>>,
+    pub idempotency_key: Option<String>,
+    /// First 16 bytes of the SHA-256 of everything this request asks for (not of `id` and `idempotency_key`): equal for equal
+    /// requests, whatever the order of their members and the spelling of their numbers.
+    pub fingerprint: [u8; 16],
+    /// Absent, or not later than now, means now.
+    pub at: Option<UnixMillis>,
+    pub paused: bool,
+    pub label: Option<Arc<str>>,
+    pub reference: Option<Arc<str>>,
+    /// Deliveries a second at most, above 0.
+    pub rate: Option<f64>,
+    /// Seconds over which it is spread evenly, above 0, at most `ttl`.
+    pub spread: Option<f64>,
+}
+
+/// Whom a `send` goes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum To {
+    /// `subscription` or `subscriptions`: at least one good one, an endpoint once.
+    Subscriptions(Subscriptions),
+    Stream,
+}
+
+/// The judged subscriptions of a line.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Subscriptions {
+    pub good: Vec<Recipient>,
+    pub rejected: Vec<Rejected>,
+}
+
+/// One subscription that was not taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejected {
+    pub index: usize,
+    pub reference: Option<crate::message::Reference>,
+    pub problem: Problem,
+}
+
+/// `add`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Add {
+    pub message_id: MessageId,
+    pub subscriptions: Subscriptions,
+    pub step: Option<Step>,
+}
+
+/// `position` and `previous` of `add` and `close`, as compact JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    pub position: Box<str>,
+    /// None: null or absent.
+    pub previous: Option<Box<str>>,
+}
+
+/// What `cancel`, `pause` and `resume` concern; exactly one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    Message(MessageId),
+    Label(Arc<str>),
+    App(Arc<str>),
+}
+
+/// The state of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Scheduled,
+    Sending,
+    Paused,
+    Done,
+    Cancelled,
+}
+
+impl State {
+    /// The word of the protocol.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Scheduled => "scheduled",
+            State::Sending => "sending",
+            State::Paused => "paused",
+            State::Done => "done",
+            State::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// `events`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Events {
+    pub after: After,
+    /// Lines at most; 1,000 unless told, and no limit with `follow` unless told.
+    pub limit: Option<u32>,
+    pub follow: bool,
+    /// None: all.
+    pub types: Option<Vec<EventType>>,
+    pub app: Option<Arc<str>>,
+    pub label: Option<String>,
+    pub message_id: Option<MessageId>,
+    pub account: Option<String>,
+    pub subscription_id: Option<SubscriptionId>,
+}
+
+/// Where `events` begins.
+#[derive(Clone, Debug, PartialEq)]
+pub enum After {
+    Oldest,
+    Newest,
+    Cursor(String),
+}
+
+/// The types of events (DESIGN 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    Ended(Ending),
+    Unreachable,
+    Shown,
+    Clicked,
+    Dismissed,
+}
+
+impl EventType {
+    /// All ten.
+    pub const ALL: [EventType; 10] = [
+        EventType::Ended(Ending::Gone),
+        EventType::Ended(Ending::Refused),
+        EventType::Ended(Ending::Expired),
+        EventType::Ended(Ending::Cancelled),
+        EventType::Ended(Ending::Skipped),
+        EventType::Ended(Ending::Accepted),
+        EventType::Unreachable,
+        EventType::Shown,
+        EventType::Clicked,
+        EventType::Dismissed,
+    ];
+
+    /// The word of the protocol.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventType::Ended(ending) => ending.as_str(),
+            EventType::Unreachable => "unreachable",
+            EventType::Shown => "shown",
+            EventType::Clicked => "clicked",
+            EventType::Dismissed => "dismissed",
+        }
+    }
+
+    /// The type of a word of the protocol.
+    pub fn parse(word: &str) -> Option<EventType> {
+        EventType::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// A dimension of `stats`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Day,
+    Label,
+    App,
+    Service,
+    Key,
+}
+
+/// An error of the protocol, or of one subscription in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    pub code: Code,
+    /// A path such as `to.subscriptions[3].keys.auth`.
+    pub field: Option<String>,
+    /// One sentence for the person who writes the client; never a key, an endpoint's path or a payload.
+    pub message: String,
+}
+
+/// `error.code` (DESIGN 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    BadJson,
+    LineTooLong,
+    UnknownOp,
+    UnknownField,
+    MissingField,
+    InvalidField,
+    EndpointRefused,
+    PayloadTooLarge,
+    NotFound,
+    NotAllowed,
+    Conflict,
+    CursorExpired,
+    Overloaded,
+    ReadOnly,
+    ShuttingDown,
+    Internal,
+}
+
+impl Code {
+    /// The word of the protocol.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::BadJson => "bad_json",
+            Code::LineTooLong => "line_too_long",
+            Code::UnknownOp => "unknown_op",
+            Code::UnknownField => "unknown_field",
+            Code::MissingField => "missing_field",
+            Code::InvalidField => "invalid_field",
+            Code::EndpointRefused => "endpoint_refused",
+            Code::PayloadTooLarge => "payload_too_large",
+            Code::NotFound => "not_found",
+            Code::NotAllowed => "not_allowed",
+            Code::Conflict => "conflict",
+            Code::CursorExpired => "cursor_expired",
+            Code::Overloaded => "overloaded",
+            Code::ReadOnly => "read_only",
+            Code::ShuttingDown => "shutting_down",
+            Code::Internal => "internal",
+        }
+    }
+}

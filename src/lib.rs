@@ -1,0 +1,10 @@
+//! Fanfare: a Web Push delivery daemon for one Linux host.
+
+pub mod clock;
+pub mod config;
+pub mod deliver;
+pub mod encrypt;
+pub mod ingest;
+pub mod limits;
+pub mod message;
+pub mod outcome;

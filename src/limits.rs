@@ -1,0 +1,42 @@
+//! Every bound that is no configuration key, and the relations between them, checked when this file is compiled.
+
+/// Largest plaintext: 4,096 - 86 (RFC 8188 header with a P-256 key id) - 1 (delimiter) - 16 (tag), RFC 8291 section 4.
+pub const PAYLOAD_MAX: usize = 3_993;
+/// Largest endpoint in bytes (DESIGN 7).
+pub const ENDPOINT_MAX: usize = 2_048;
+/// A `send` with more recipients is a list.
+pub const SINGLE_RECIPIENTS_MAX: usize = 64;
+/// Recipients one commit takes at most: a place has 16 bits.
+pub const COMMIT_RECIPIENTS_MAX: usize = 65_536;
+/// Recipients of one row of a list. A row is read whole by the worker that sends it.
+pub const CHUNK_RECIPIENTS_MAX: usize = 512;
+/// Recipients of one row of singles.
+pub const PIECE_RECIPIENTS_MAX: usize = 256;
+/// A row of singles is closed when its value has grown to this many bytes.
+pub const PIECE_BYTES: usize = 128 * 1024;
+/// A group commit is closed when its rows have grown to this many bytes.
+pub const COMMIT_BYTES: usize = 8 * 1024 * 1024;
+/// Outcomes that a crash may repeat at most (promise 2).
+pub const CHECKPOINT_OUTCOMES: usize = 8_192;
+/// Lines that a connection may have unanswered.
+pub const CONNECTION_LINES: usize = 10_000;
+/// Bytes of lines that a connection may have unanswered.
+pub const CONNECTION_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of an answer's body that are read (DESIGN 7).
+pub const ANSWER_BODY_MAX: usize = 4_096;
+/// Bytes of `label` and `ref` of a message.
+pub const LABEL_MAX: usize = 128;
+/// Bytes of a recipient's `ref`.
+pub const REFERENCE_MAX: usize = 64;
+/// Bytes of an idempotency key.
+pub const IDEMPOTENCY_KEY_MAX: usize = 128;
+/// How long an idempotency key is remembered at least, in milliseconds.
+pub const IDEMPOTENCY_MILLIS: u64 = 24 * 60 * 60 * 1_000;
+/// Characters of a topic (RFC 8030 section 5.4).
+pub const TOPIC_MAX: usize = 32;
+/// Labels a day that `stats` keeps apart.
+pub const STATS_LABELS: usize = 1_000;
+
+const _: () = assert!(SINGLE_RECIPIENTS_MAX <= PIECE_RECIPIENTS_MAX);
+const _: () = assert!(PIECE_RECIPIENTS_MAX <= COMMIT_RECIPIENTS_MAX);
+const _: () = assert!(CHUNK_RECIPIENTS_MAX <= CHECKPOINT_OUTCOMES);
