@@ -1,0 +1,3 @@
+//! Picks what is due, lane by lane.
+
+pub mod backoff;
