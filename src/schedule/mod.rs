@@ -1,3 +1,4 @@
 //! Picks what is due, lane by lane.
 
 pub mod backoff;
+pub mod lane;
