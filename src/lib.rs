@@ -8,3 +8,4 @@ pub mod ingest;
 pub mod limits;
 pub mod message;
 pub mod outcome;
+pub mod schedule;
