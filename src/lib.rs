@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod deliver;
 pub mod encrypt;
+pub mod endpoint;
 pub mod ingest;
 pub mod limits;
 pub mod message;

@@ -140,6 +140,10 @@ impl std::str::FromStr for MessageId {
     type Err = NotAUlid;
 
     fn from_str(text: &str) -> Result<Self, NotAUlid> {
+        // 26 characters of 5 bits hold 130: a first one above 7 would be cut silently, and two texts would name one message.
+        if !matches!(text.as_bytes().first(), Some(b'0'..=b'7')) {
+            return Err(NotAUlid);
+        }
         ulid::Ulid::from_string(text).map(|id| MessageId(id.0)).map_err(|_| NotAUlid)
     }
 }
