@@ -273,11 +273,13 @@ struct Plain<'a> {
     origin_len: u16,
 }
 
-/// Reads the form in which every push service gives its endpoints. None means "not so plain", never "wrong": it holds only for
-/// text that the URL standard leaves as it is, for the host of which is taken
-/// lower-case letters, digits, dots and single hyphens with a last label that starts with a letter (so it is no IPv4 address in
-/// disguise, and no punycode to be validated); for the path, characters that are not encoded, no percent sign and no segment
-/// starting with a dot (so it holds no `..` in any spelling); for the query, characters that are not encoded.
+/// Reads the form in which every push service gives its endpoints. None means "not so plain", never "wrong". It takes only
+/// what the URL standard leaves as it is:
+/// - in the host lower-case letters, digits, dots and single hyphens, with a last label that starts with a letter, so that it
+///   is no IPv4 address in disguise and no punycode to be validated;
+/// - in the path characters that are not encoded, no percent sign and no segment that starts with a dot, so that it holds no
+///   `..` in any spelling;
+/// - in the query characters that are not encoded.
 fn read_plain(text: &str) -> Option<Plain<'_>> {
     if text.len() > ENDPOINT_MAX {
         return None;
