@@ -172,10 +172,8 @@ impl EndpointPolicy {
         match self.policy {
             Policy::Known if named => Err(EndpointProblem::Port),
             Policy::Known => Err(EndpointProblem::Host),
-            Policy::Public if !name.contains('.') || NOT_PUBLIC.iter().any(|private| is_or_is_below(name, private)) => {
-                Err(EndpointProblem::NotPublic)
-            }
-            Policy::Public => Ok(Service::OTHER),
+            Policy::Public if is_public_name(name) => Ok(Service::OTHER),
+            Policy::Public => Err(EndpointProblem::NotPublic),
         }
     }
 
@@ -206,6 +204,12 @@ pub fn known_service_name(service: Service) -> Option<&'static str> {
         Service::WNS => Some("wns"),
         _ => None,
     }
+}
+
+/// Whether a name (lower case) can be one of the public DNS at all: it has at least two labels and lies in no zone reserved for
+/// other uses.
+pub fn is_public_name(name: &str) -> bool {
+    name.contains('.') && !NOT_PUBLIC.iter().any(|private| is_or_is_below(name, private))
 }
 
 /// What is wrong with an endpoint. Its `Display` is one sentence for the person who writes the client, and shows nothing of the
@@ -269,11 +273,13 @@ struct Plain<'a> {
     origin_len: u16,
 }
 
-/// Reads the form in which every push service gives its endpoints. None means "not so plain", never "wrong": it holds only for
-/// text that the URL standard leaves as it is, for the host of which is taken
-/// lower-case letters, digits, dots and single hyphens with a last label that starts with a letter (so it is no IPv4 address in
-/// disguise, and no punycode to be validated); for the path, characters that are not encoded, no percent sign and no segment
-/// starting with a dot (so it holds no `..` in any spelling); for the query, characters that are not encoded.
+/// Reads the form in which every push service gives its endpoints. None means "not so plain", never "wrong". It takes only
+/// what the URL standard leaves as it is:
+/// - in the host lower-case letters, digits, dots and single hyphens, with a last label that starts with a letter, so that it
+///   is no IPv4 address in disguise and no punycode to be validated;
+/// - in the path characters that are not encoded, no percent sign and no segment that starts with a dot, so that it holds no
+///   `..` in any spelling;
+/// - in the query characters that are not encoded.
 fn read_plain(text: &str) -> Option<Plain<'_>> {
     if text.len() > ENDPOINT_MAX {
         return None;
