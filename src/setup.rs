@@ -42,6 +42,9 @@ pub struct Setup {
     /// Put everything below this directory instead, and make no user: for packages and for looking around
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
+    /// Take over a key pair from standard input or the environment, as `keygen --import` does, instead of making one
+    #[arg(long)]
+    pub import: bool,
 }
 
 /// Makes user, directories, key, configuration and unit where they are missing, and says what to do next.
@@ -56,10 +59,13 @@ pub fn setup(arguments: &Setup) -> Result<(), Failure> {
 
     let key_file = under(CONFIGURATION_DIR).join("vapid.pem");
     let key = if key_file.exists() {
+        if arguments.import {
+            return Err(exists(&key_file));
+        }
         kept(&key_file);
         SigningKey::read(&key_file).map_err(|error| key_failure(&key_file, &error))?
     } else {
-        let key = SigningKey::generate();
+        let key = if arguments.import { imported(None)? } else { SigningKey::generate() };
         write_key(&key, &key_file)?;
         own(&key_file, owner)?;
         made(&key_file);
@@ -250,7 +256,7 @@ pub struct Keygen {
 
 /// Writes a new or imported key pair, and prints the public key.
 pub fn keygen(arguments: &Keygen) -> Result<(), Failure> {
-    let key = if arguments.import { imported(arguments)? } else { SigningKey::generate() };
+    let key = if arguments.import { imported(arguments.pair.as_deref())? } else { SigningKey::generate() };
     write_key(&key, &arguments.out)?;
     eprintln!("made {}: keep a copy where it is safe, for without it every subscription is lost", arguments.out.display());
     println!("{}", key.public_key_base64url());
@@ -265,9 +271,10 @@ struct WebPushPair {
     private_key: String,
 }
 
-fn imported(arguments: &Keygen) -> Result<SigningKey, Failure> {
+/// `pair`: public and private key, where they were given as arguments.
+fn imported(pair: Option<&[String]>) -> Result<SigningKey, Failure> {
     let not_taken = |error: ImportError| Failure::new(Exit::Usage, error.to_string());
-    if let Some([public, private]) = arguments.pair.as_deref() {
+    if let Some([public, private]) = pair {
         return SigningKey::import(Some(public), private).map_err(not_taken);
     }
     if let (Ok(public), Ok(private)) = (std::env::var("VAPID_PUBLIC_KEY"), std::env::var("VAPID_PRIVATE_KEY").map(Zeroizing::new))
@@ -290,15 +297,20 @@ fn imported(arguments: &Keygen) -> Result<SigningKey, Failure> {
 
 fn write_key(key: &SigningKey, path: &Path) -> Result<(), Failure> {
     key.write_new(path).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Failure::new(
-            Exit::Usage,
-            format!(
-                "{} exists, and a key is never overwritten: without it its subscriptions are lost. Name another with --out",
-                path.display()
-            ),
-        ),
+        io::ErrorKind::AlreadyExists => exists(path),
         _ => as_root(Failure::io(format_args!("cannot write {}", path.display()), &error)),
     })
+}
+
+fn exists(path: &Path) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        format!(
+            "{} exists, and a key is never overwritten: without it its subscriptions are lost. `fanfare keygen --out FILE` makes \
+             another, which `vapid_keys` can name beside it",
+            path.display()
+        ),
+    )
 }
 
 fn key_failure(path: &Path, error: &KeyFileError) -> Failure {
