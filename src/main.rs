@@ -19,13 +19,13 @@ const CONFIGURATION: &str = "/etc/fanfare/fanfare.toml";
 #[command(name = "fanfare", version, propagate_version = true, after_help = EXIT_CODES)]
 struct Arguments {
     /// The configuration [default: /etc/fanfare/fanfare.toml]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
     config: Option<PathBuf>,
     /// The daemon's socket [default: `ingest.socket` of the configuration]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Everywhere")]
     socket: Option<PathBuf>,
     /// JSON lines instead of tables, as when standard output is no terminal
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     json: bool,
     #[command(subcommand)]
     command: Command,

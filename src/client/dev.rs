@@ -1,7 +1,8 @@
 //! `fanfare dev`: the daemon and a mock push service on loopback, in a directory that is gone afterwards, for whoever writes an
 //! application against Fanfare.
 //!
-//! Nothing leaves the machine. Both processes end with this one: on Ctrl-C, on SIGTERM, or when either of them ends by itself.
+//! Nothing leaves the machine. Both processes end with this one: on Ctrl-C, on SIGTERM, or when either of them ends by itself. Where
+//! this one is killed, the mock ends too, and the daemon stays behind in its directory.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -39,25 +41,21 @@ pub fn dev() -> Result<(), Failure> {
         ));
     }
 
-    // Blocked before the children start, so that none is missed; a child's own mask is cleared when it starts.
-    let mut signals = SigSet::empty();
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().for_each(|signal| signals.add(signal));
-    signals.thread_block().map_err(|error| Failure::io("cannot hold signals", &error.into()))?;
-
+    let signals = signals()?;
     let directory = Directory::make()?;
     let roots = directory.file("ca.pem");
     let socket = directory.file("fanfare.sock");
     let mut mock = Process::start(
         "fanfare-mock",
         Command::new(&mock_program)
-            .args(["--port", "0", "--admin-port", "0", "--ca-out"])
+            .args(["--port", "0", "--admin-port", "0", "--with-parent", "--ca-out"])
             .arg(&roots)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped()),
     )?;
     let addresses = mock.first_line()?;
-    let push = port(&addresses, &["port", "push", "push_port", "address"])?;
-    let admin = port(&addresses, &["admin_port", "admin", "admin_address"])?;
+    let push = port(&addresses["origins"][0])?;
+    let admin = port(&addresses["admin"])?;
 
     let key = SigningKey::generate();
     let key_file = directory.file("vapid.pem");
@@ -69,10 +67,11 @@ pub fn dev() -> Result<(), Failure> {
         "fanfare serve",
         Command::new(&program).arg("--config").arg(&configuration).arg("serve").stdin(Stdio::null()).stdout(Stdio::null()),
     )?;
-    daemon.wait_for(&socket)?;
+    daemon.wait_for(&socket, &signals)?;
 
     let wanted = json!({"count": 2, "application_server_key": key.public_key_base64url()});
-    let subscriptions = subscriptions(&post(admin, "/subscriptions", &wanted)?)?;
+    let subscriptions: Vec<Value> = serde_json::from_str(&post(admin, "/subscriptions", &wanted)?)
+        .map_err(|_| Failure::new(Exit::Unavailable, "fanfare-mock is of another version: it makes no subscriptions"))?;
     let files = subscriptions.iter().enumerate().map(|(place, subscription)| {
         let file = directory.file(&format!("subscription-{}.json", place + 1));
         directory.write(&file, &format!("{subscription}\n")).map(|()| file)
@@ -80,24 +79,37 @@ pub fn dev() -> Result<(), Failure> {
     let files = files.collect::<Result<Vec<_>, _>>()?;
     introduce(&program, &socket, &configuration, &key.public_key_base64url(), admin, &subscriptions, &files);
 
-    loop {
-        match signals.wait() {
-            Ok(Signal::SIGCHLD) => {
-                for process in [&mut daemon, &mut mock] {
-                    if let Some(failure) = process.has_ended() {
-                        return Err(failure);
-                    }
-                }
+    for signal in signals {
+        if signal != Signal::SIGCHLD {
+            break;
+        }
+        for process in [&mut daemon, &mut mock] {
+            if let Some(failure) = process.has_ended() {
+                return Err(failure);
             }
-            // The daemon is dropped, and thereby ended, before the mock, and both before the directory.
-            Ok(_) => {
-                eprintln!("ending");
-                daemon.end();
-                return Ok(());
-            }
-            Err(error) => return Err(Failure::io("cannot wait for signals", &error.into())),
         }
     }
+    // What is in flight to the mock is finished before the mock ends.
+    eprintln!("ending");
+    daemon.end();
+    Ok(())
+}
+
+/// Interruptions and ends of children, as they come. They are blocked before the first child starts, so that none is missed; a
+/// child begins with none blocked.
+fn signals() -> Result<Receiver<Signal>, Failure> {
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().for_each(|signal| signals.add(signal));
+    signals.thread_block().map_err(|error| Failure::io("cannot hold signals", &error.into()))?;
+    let (told, signals_told) = mpsc::channel();
+    std::thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if told.send(signal).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(signals_told)
 }
 
 fn settings(directory: &Directory, push: u16) -> String {
@@ -202,7 +214,7 @@ impl Process {
         serde_json::from_str(&line).map_err(|_| Failure::new(Exit::Unavailable, format!("{} did not start", self.name)))
     }
 
-    fn wait_for(&mut self, socket: &Path) -> Result<(), Failure> {
+    fn wait_for(&mut self, socket: &Path, signals: &Receiver<Signal>) -> Result<(), Failure> {
         let until = Instant::now() + START;
         loop {
             let failure = match Connection::open(socket) {
@@ -215,7 +227,9 @@ impl Process {
             if Instant::now() >= until {
                 return Err(failure);
             }
-            std::thread::sleep(Duration::from_millis(50));
+            if signals.recv_timeout(Duration::from_millis(50)).is_ok_and(|signal| signal != Signal::SIGCHLD) {
+                return Err(Failure::new(Exit::Done, ""));
+            }
         }
     }
 
@@ -251,14 +265,9 @@ impl Drop for Process {
     }
 }
 
-/// A port out of the mock's line: a number, or the end of an address or URL.
-fn port(addresses: &Value, names: &[&str]) -> Result<u16, Failure> {
-    let value = names.iter().find_map(|name| addresses.get(name));
-    let port = match value {
-        Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
-        Some(Value::String(text)) => text.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok()),
-        _ => None,
-    };
+/// The port at the end of an origin or a URL.
+fn port(address: &Value) -> Result<u16, Failure> {
+    let port = address.as_str().and_then(|text| text.rsplit(':').next()?.parse().ok());
     port.ok_or_else(|| Failure::new(Exit::Unavailable, "fanfare-mock is of another version: it does not tell its addresses"))
 }
 
@@ -278,32 +287,16 @@ fn post(port: u16, path: &str, body: &Value) -> Result<String, Failure> {
     }
 }
 
-/// An array, an array inside an object, or one a line.
-fn subscriptions(text: &str) -> Result<Vec<Value>, Failure> {
-    let mut found = Vec::new();
-    for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
-        match value {
-            Ok(Value::Array(values)) => found.extend(values),
-            Ok(Value::Object(mut members)) => match members.remove("subscriptions") {
-                Some(Value::Array(values)) => found.extend(values),
-                _ => found.push(Value::Object(members)),
-            },
-            _ => return Err(Failure::new(Exit::Unavailable, "fanfare-mock is of another version: it makes no subscriptions")),
-        }
-    }
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_a_number_or_the_end_of_an_address() {
-        let line = json!({"port": 4433, "admin": "http://127.0.0.1:8080/"});
-        assert_eq!(port(&line, &["port"]).expect("a number"), 4433);
-        assert_eq!(port(&line, &["admin_port", "admin"]).expect("a URL"), 8080);
-        assert!(port(&line, &["other"]).is_err());
+    fn a_port_is_the_end_of_an_address() {
+        assert_eq!(port(&json!("https://127.0.0.1:4433")).expect("an origin"), 4433);
+        for other in [json!(null), json!("https://127.0.0.1"), json!("https://127.0.0.1:99999"), json!(4433)] {
+            assert!(port(&other).is_err(), "{other}");
+        }
     }
 
     #[test]

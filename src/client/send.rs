@@ -219,7 +219,7 @@ fn summary(sent: &Reply, status: Option<&Reply>, rejected: u64) -> Reply {
     let mut members = sent.members.clone();
     members.insert("rejected".to_owned(), rejected.into());
     if let Some(status) = status {
-        for name in ["state", "recipients", "expires"] {
+        for name in ["state", "recipients", "rejected", "expires"] {
             if let Some(value) = status.members.get(name) {
                 members.insert(name.to_owned(), value.clone());
             }
