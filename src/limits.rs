@@ -30,6 +30,12 @@ pub const LABEL_MAX: usize = 128;
 pub const REFERENCE_MAX: usize = 64;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_MAX: usize = 128;
+/// Bytes of a request's `id`, as it is written: every line of its reply repeats it.
+pub const REQUEST_ID_MAX: usize = 1_024;
+/// Bytes of `position` and `previous`, as compact JSON: a stream keeps its last one.
+pub const POSITION_MAX: usize = 1_024;
+/// Bytes of an account (DESIGN 4).
+pub const ACCOUNT_MAX: usize = 128;
 /// How long an idempotency key is remembered at least, in milliseconds.
 pub const IDEMPOTENCY_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 /// Characters of a topic (RFC 8030 section 5.4).

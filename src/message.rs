@@ -140,6 +140,10 @@ impl std::str::FromStr for MessageId {
     type Err = NotAUlid;
 
     fn from_str(text: &str) -> Result<Self, NotAUlid> {
+        // 26 characters of 5 bits hold 130: a first one above 7 would be cut silently, and two texts would name one message.
+        if !matches!(text.as_bytes().first(), Some(b'0'..=b'7')) {
+            return Err(NotAUlid);
+        }
         ulid::Ulid::from_string(text).map(|id| MessageId(id.0)).map_err(|_| NotAUlid)
     }
 }
@@ -450,9 +454,9 @@ pub enum Verdict {
     Ended { ending: Ending, reason: &'static str },
     /// The delivery is tried again: at `not_before` if the service named a time, else after backoff. Counts an attempt.
     Retry { not_before: Option<UnixMillis>, reason: &'static str },
-    /// Sent again at once with the app's next key; ends as `gone` (reason `key_mismatch`) when no key is left.
+    /// Sent again at once with the app's next key. Given only while one is left: then it ends, reason `key_mismatch`.
     OtherKey,
-    /// Sent again once without padding (413); ends as `refused` (reason `payload_too_large`) if it had none.
+    /// Sent again once without padding (413). Given only if it had some: else it ends, reason `payload_too_large`.
     Shrink,
     /// No attempt: it goes back to its lane as it was.
     Return { reason: &'static str },
@@ -467,7 +471,7 @@ pub enum Blame {
     Origin { not_before: Option<UnixMillis> },
     /// All origins of the service close (WNS throttling spans hosts, PUSH-SERVICES 3.4).
     Service { not_before: Option<UnixMillis> },
-    /// A 5xx: the origin closes when they are most of the last answers.
+    /// A 5xx, or no answer at all: the origin closes when they are most of the last answers.
     Trouble,
     /// The signing key at this origin: the token is made anew once, then the operator is told.
     Sender,

@@ -271,3 +271,189 @@ fn parse_base64url(text: &str) -> Result<SigningKey, NotAKey> {
     let secret = p256::SecretKey::from_slice(&bytes[..len]).map_err(|_| NotAKey::NotP256)?;
     Ok(SigningKey::new(secret))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    use p256::ecdsa::signature::Verifier;
+
+    use super::*;
+
+    // A key pair made once by OpenSSL 3, in each of the forms that OpenSSL gives it.
+    const SEC1: &str = "-----BEGIN EC PARAMETERS-----
+BggqhkjOPQMBBw==
+-----END EC PARAMETERS-----
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIKL2fuv3keDgTN0kNTwCe90DsZV+Eq/PhJkZl+6n4YAkoAoGCCqGSM49
+AwEHoUQDQgAENB2XLDK63O6mBhVF5Puh5teJ3Et6OjgJ5CG9RwTz2rV7XT97RZcq
+KS3btm00hX0A6iAhY9peaDUJiVcn7Odfkg==
+-----END EC PRIVATE KEY-----
+";
+    const PKCS8: &str = "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgovZ+6/eR4OBM3SQ1
+PAJ73QOxlX4Sr8+EmRmX7qfhgCShRANCAAQ0HZcsMrrc7qYGFUXk+6Hm14ncS3o6
+OAnkIb1HBPPatXtdP3tFlyopLdu2bTSFfQDqICFj2l5oNQmJVyfs51+S
+-----END PRIVATE KEY-----
+";
+    const PRIVATE: &str = "ovZ-6_eR4OBM3SQ1PAJ73QOxlX4Sr8-EmRmX7qfhgCQ";
+    const PUBLIC: &str = "BDQdlywyutzupgYVReT7oebXidxLejo4CeQhvUcE89q1e10_e0WXKikt27ZtNIV9AOogIWPaXmg1CYlXJ-znX5I";
+    const P384: &str = "-----BEGIN PRIVATE KEY-----
+MIG2AgEAMBAGByqGSM49AgEGBSuBBAAiBIGeMIGbAgEBBDBHMpmYA24/FHMICRKE
+m9c+B4QAwqRwOmerS2TM/+2TRwBY2tpyKev/QOGt6SviiTKhZANiAARtIeffvk+t
+nYKzvSMT58Yhy6Ze8Mk05u9nn6j2r9j+I1m9OoQMX/pzB41RT+nCg24cxRtgUrSV
+/jSDlFGe/wqrEFtQWzKjmd0Kac77YRpbTMc9X7aYVpcrQOMw2MCUru8=
+-----END PRIVATE KEY-----
+";
+    const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----
+AAAA
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+    #[test]
+    fn every_form_gives_the_same_key() {
+        let pasted = SEC1.replace('\n', "\r\n");
+        let one_line = format!(
+            "-----BEGIN PRIVATE KEY-----{}-----END PRIVATE KEY-----",
+            PKCS8.lines().filter(|line| !line.starts_with('-')).collect::<String>()
+        );
+        let spaced = format!("\n  {PRIVATE}\t\n");
+        let padded = format!("{PRIVATE}=");
+        for text in [SEC1, PKCS8, &pasted, &one_line, PRIVATE, &spaced, &padded] {
+            let key = SigningKey::parse(text).unwrap();
+            assert_eq!(key.public_key_base64url(), PUBLIC);
+            assert_eq!(URL_SAFE_NO_PAD.encode(key.public_key()), PUBLIC);
+            let hash: [u8; 32] = Sha256::digest(key.public_key()).into();
+            assert_eq!(key.id().0, hash[..8]);
+        }
+        assert_eq!(PUBLIC.len(), 87);
+    }
+
+    #[test]
+    fn what_is_no_p256_private_key_is_refused() {
+        let cut = &PKCS8.replace("-----END PRIVATE KEY-----", "");
+        let damaged = &PKCS8.replacen("MIGH", "MIGI", 1);
+        let zero = "A".repeat(43);
+        // The group's order: the first number that is too large.
+        let order = "_____wAAAAD__________7zm-q2nF56E87nKwvxjJVE";
+        for (text, reason) in [
+            ("", NotAKey::Unknown),
+            ("secret", NotAKey::Unknown),
+            (PUBLIC, NotAKey::Unknown),
+            (&PRIVATE[1..], NotAKey::Unknown),
+            (&PRIVATE.replacen(|c: char| c.is_alphanumeric(), "+", 1), NotAKey::Unknown),
+            (&zero, NotAKey::NotP256),
+            (order, NotAKey::NotP256),
+            (P384, NotAKey::NotP256),
+            (cut, NotAKey::NotP256),
+            (damaged, NotAKey::NotP256),
+            ("-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----", NotAKey::NotP256),
+            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", NotAKey::NoPrivateKey),
+            (ENCRYPTED, NotAKey::Encrypted),
+        ] {
+            assert_eq!(SigningKey::parse(text).unwrap_err(), reason, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_imported_pair_must_belong_together() {
+        let key = SigningKey::import(Some(PUBLIC), PRIVATE).unwrap();
+        assert_eq!(key.public_key_base64url(), PUBLIC);
+        SigningKey::import(None, PRIVATE).unwrap();
+        SigningKey::import(Some(&format!(" {PUBLIC}=\n")), SEC1).unwrap();
+        let other = SigningKey::generate().public_key_base64url();
+        assert_eq!(SigningKey::import(Some(&other), PRIVATE).unwrap_err(), ImportError::Mismatch);
+        assert_eq!(SigningKey::import(Some("BA"), PRIVATE).unwrap_err(), ImportError::Public);
+        assert_eq!(SigningKey::import(Some("?"), PRIVATE).unwrap_err(), ImportError::Public);
+        assert_eq!(SigningKey::import(Some(PUBLIC), PUBLIC).unwrap_err(), ImportError::Private(NotAKey::Unknown));
+    }
+
+    #[test]
+    fn what_is_written_is_private_and_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vapid.pem");
+        let key = SigningKey::generate();
+        key.write_new(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        let read = SigningKey::read(&path).unwrap();
+        assert_eq!(read.public_key(), key.public_key());
+        assert_eq!(*read.to_pkcs8_pem(), *key.to_pkcs8_pem());
+        let error = SigningKey::generate().write_new(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(SigningKey::read(&path).unwrap().public_key(), key.public_key());
+        assert!(key.write_new(&dir.path().join("missing/vapid.pem")).is_err());
+    }
+
+    #[test]
+    fn an_open_file_is_refused_but_a_credential_may_be_the_group_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let (credentials, elsewhere) = (dir.path().join("credentials"), dir.path().join("elsewhere"));
+        for dir in [&credentials, &elsewhere] {
+            std::fs::create_dir(dir).unwrap();
+            std::fs::write(dir.join("key"), SEC1).unwrap();
+        }
+        let link = credentials.join("link");
+        std::os::unix::fs::symlink(elsewhere.join("key"), &link).unwrap();
+        let read = |path: &Path, mode| {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            match read_in(path, Some(&credentials)) {
+                Ok(_) => true,
+                Err(KeyFileError::TooOpen { mode: told }) => {
+                    assert_eq!(told, mode);
+                    false
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        for (mode, outside, inside) in [
+            (0o600, true, true),
+            (0o400, true, true),
+            (0o700, true, true),
+            (0o440, false, true),
+            (0o640, false, true),
+            (0o620, false, true),
+            (0o604, false, false),
+            (0o644, false, false),
+            (0o601, false, false),
+        ] {
+            assert_eq!(read(&elsewhere.join("key"), mode), outside, "{mode:o}");
+            assert_eq!(read(&link, mode), outside, "{mode:o}: a link out of the directory");
+            assert_eq!(read(&credentials.join("key"), mode), inside, "{mode:o}");
+        }
+        std::fs::set_permissions(elsewhere.join("key"), Permissions::from_mode(0o440)).unwrap();
+        assert!(read_in(&elsewhere.join("key"), None).is_err());
+        assert!(read_in(&elsewhere.join("key"), Some(Path::new(""))).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = SigningKey::read(&dir.path().join("missing")).unwrap_err();
+        assert!(matches!(&missing, KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::NotFound), "{missing}");
+        assert!(matches!(SigningKey::read(dir.path()), Err(KeyFileError::Unreadable(_))));
+        let path = dir.path().join("binary");
+        for content in [vec![0xff; 100], b"x".repeat(100_000)] {
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            assert!(matches!(SigningKey::read(&path), Err(KeyFileError::NotAKey(NotAKey::Unknown))));
+        }
+    }
+
+    #[test]
+    fn nothing_shows_the_secret() {
+        let key = SigningKey::parse(PRIVATE).unwrap();
+        assert_eq!(format!("{key:?}"), format!("SigningKey({PUBLIC})"));
+        let error = SigningKey::import(Some(&SigningKey::generate().public_key_base64url()), PRIVATE).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(&PRIVATE[..8]));
+    }
+
+    #[test]
+    fn signatures_verify() {
+        let key = SigningKey::generate();
+        let signature = p256::ecdsa::Signature::from_slice(&key.sign(b"message")).unwrap();
+        let public = p256::ecdsa::VerifyingKey::from_sec1_bytes(&key.public_key()).unwrap();
+        public.verify(b"message", &signature).unwrap();
+        assert!(public.verify(b"another", &signature).is_err());
+    }
+}

@@ -444,3 +444,290 @@ impl fmt::Display for SubjectError {
 }
 
 impl std::error::Error for SubjectError {}
+
+#[cfg(test)]
+mod tests {
+    use p256::ecdsa::signature::Verifier;
+
+    use super::*;
+
+    const START: UnixMillis = UnixMillis(1_800_000_000_123);
+    const SUBJECT: &str = "mailto:push@example.com";
+
+    fn origin(name: &str) -> Origin {
+        Origin(format!("https://{name}").into())
+    }
+
+    fn app(name: &str, keys: &[&SigningKey]) -> AppKeys {
+        AppKeys { app: name.into(), subject: SUBJECT.into(), keys: keys.iter().map(|key| (*key).clone()).collect() }
+    }
+
+    /// A table with one app of one key.
+    fn table(entries_max: usize) -> (Tokens, SigningKey) {
+        let key = SigningKey::generate();
+        (Tokens::new(vec![app("default", &[&key])], entries_max), key)
+    }
+
+    fn authorize(tokens: &Tokens, origin: &Origin, now: UnixMillis) -> String {
+        let authorization = tokens.authorization("default", 0, origin, Encoding::Aes128gcm, now).unwrap();
+        authorization.value.to_str().unwrap().to_owned()
+    }
+
+    fn token(authorization: &str) -> &str {
+        authorization.strip_prefix("vapid t=").unwrap().split_once(", k=").unwrap().0
+    }
+
+    /// Verifies the signature and answers the claims.
+    fn claims(jwt: &str, key: &SigningKey) -> serde_json::Value {
+        let (signed, signature) = jwt.rsplit_once('.').unwrap();
+        let (header, claims) = signed.split_once('.').unwrap();
+        let header: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
+        assert_eq!(header, serde_json::json!({"typ": "JWT", "alg": "ES256"}));
+        let signature = p256::ecdsa::Signature::from_slice(&URL_SAFE_NO_PAD.decode(signature).unwrap()).unwrap();
+        let public = p256::ecdsa::VerifyingKey::from_sec1_bytes(&key.public_key()).unwrap();
+        public.verify(signed.as_bytes(), &signature).unwrap();
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
+    }
+
+    fn exp(authorization: &str, key: &SigningKey) -> u64 {
+        claims(token(authorization), key)["exp"].as_u64().unwrap()
+    }
+
+    #[test]
+    fn a_token_says_what_rfc8292_wants() {
+        let (tokens, key) = table(10);
+        let push = origin("push.example.net:8443");
+        let authorization = tokens.authorization("default", 0, &push, Encoding::Aes128gcm, START).unwrap();
+        assert_eq!((authorization.key, authorization.p256ecdsa), (key.id(), None));
+        assert_eq!(format!("{:?}", authorization.value), "Sensitive");
+        let value = authorization.value.to_str().unwrap();
+        assert!(value.ends_with(&format!(", k={}", key.public_key_base64url())));
+        let claims = claims(token(value), &key);
+        let exp = (START.0 + LIFETIME) / 1_000;
+        assert_eq!(claims, serde_json::json!({"aud": "https://push.example.net:8443", "exp": exp, "sub": SUBJECT}));
+        assert!(exp * 1_000 <= START.0 + AHEAD_MAX);
+    }
+
+    #[test]
+    fn aesgcm_gets_the_old_scheme() {
+        let (tokens, key) = table(10);
+        let old = tokens.authorization("default", 0, &origin("a.example"), Encoding::Aesgcm, START).unwrap();
+        assert_eq!(*old.p256ecdsa.unwrap(), *key.public_key_base64url());
+        let old = old.value.to_str().unwrap().strip_prefix("WebPush ").unwrap().to_owned();
+        assert_eq!(old, token(&authorize(&tokens, &origin("a.example"), START)));
+        claims(&old, &key);
+    }
+
+    #[test]
+    fn a_token_is_used_again_until_it_is_due() {
+        let (tokens, _) = table(10);
+        let first = authorize(&tokens, &origin("a.example"), START);
+        assert_eq!(authorize(&tokens, &origin("a.example"), START.plus(10 * HOUR)), first);
+        assert_ne!(token(&authorize(&tokens, &origin("b.example"), START)), token(&first));
+        assert_eq!(tokens.renew_due(START.plus(DUE - JITTER / 2 - 1)), 0);
+        assert_eq!(authorize(&tokens, &origin("a.example"), START.plus(9 * HOUR)), first);
+        // b.example was not used since: it goes instead of being renewed.
+        let later = START.plus(DUE + JITTER / 2);
+        assert_eq!(tokens.renew_due(later), 1);
+        assert_eq!(tokens.expiries(later).len(), 1);
+        let second = authorize(&tokens, &origin("a.example"), later);
+        assert_ne!(second, first);
+        assert_eq!(tokens.renew_due(later), 0);
+        // Unused since the renewal: dropped at the next one.
+        tokens.renew_due(later.plus(LIFETIME));
+        assert_eq!(tokens.expiries(later), []);
+    }
+
+    #[test]
+    fn tokens_of_one_start_do_not_fall_due_together() {
+        let (tokens, _) = table(1_000);
+        for number in 0..40 {
+            authorize(&tokens, &origin(&format!("p{number}.example")), START);
+            authorize(&tokens, &origin(&format!("p{number}.example")), START.plus(HOUR));
+        }
+        let half = tokens.renew_due(START.plus(DUE));
+        assert!((1..40).contains(&half), "{half} of 40");
+    }
+
+    #[test]
+    fn renewal_is_not_more_often_than_hourly() {
+        let (tokens, _) = table(10);
+        let a = origin("a.example");
+        let mut made = vec![START];
+        let mut last = authorize(&tokens, &a, START);
+        for minute in 1..4 * 24 * 60 {
+            let now = START.plus(minute * MINUTE);
+            tokens.renew_due(now);
+            let key = tokens.keys("default")[0];
+            tokens.remake("default", key, &a, now);
+            let value = authorize(&tokens, &a, now);
+            if value != last {
+                assert!(now.since(*made.last().unwrap()) >= HOUR);
+                made.push(now);
+                last = value;
+            }
+        }
+        assert_eq!(made.len(), 4 * 24);
+    }
+
+    #[test]
+    fn a_refused_token_is_made_anew_once_an_hour() {
+        let (tokens, key) = table(10);
+        let a = origin("a.example");
+        assert!(!tokens.remake("default", key.id(), &a, START), "there is none yet");
+        let first = authorize(&tokens, &a, START);
+        assert!(!tokens.remake("default", key.id(), &a, START.plus(HOUR - 1)));
+        assert_eq!(authorize(&tokens, &a, START.plus(HOUR)), first);
+        assert!(tokens.remake("default", key.id(), &a, START.plus(HOUR)));
+        assert_ne!(authorize(&tokens, &a, START.plus(HOUR)), first);
+        assert!(!tokens.remake("default", key.id(), &a, START.plus(HOUR)));
+        assert!(!tokens.remake("default", SigningKey::generate().id(), &a, START.plus(3 * HOUR)));
+        assert!(!tokens.remake("other", key.id(), &a, START.plus(3 * HOUR)));
+    }
+
+    #[test]
+    fn the_clock_may_be_set() {
+        let day = 24 * HOUR;
+        for (step, anew) in [
+            (UnixMillis(START.0 + 22 * HOUR - LEFT_MIN - 1_000), false),
+            (UnixMillis(START.0 + 22 * HOUR - LEFT_MIN), true),
+            (UnixMillis(START.0 + 400 * day), true),
+            (UnixMillis(START.0 - HOUR / 2), false),
+            (UnixMillis(START.0 - HOUR - 1_000), true),
+            (UnixMillis(START.0 - 400 * day), true),
+            (UnixMillis(0), true),
+        ] {
+            let (tokens, key) = table(10);
+            let first = authorize(&tokens, &origin("a.example"), START);
+            let second = authorize(&tokens, &origin("a.example"), step);
+            assert_eq!(first != second, anew, "{step:?}");
+            let exp = exp(&second, &key) * 1_000;
+            assert!(exp > step.0 && exp <= step.0 + AHEAD_MAX);
+            // And in the background, for an origin in use.
+            let (tokens, key) = table(10);
+            authorize(&tokens, &origin("a.example"), START);
+            authorize(&tokens, &origin("a.example"), START.plus(2 * MINUTE));
+            assert_eq!(tokens.renew_due(step) == 1, anew || step.0 >= START.0 + 13 * HOUR, "{step:?}");
+            assert!(!tokens.remake("default", key.id(), &origin("a.example"), step), "usable, and young or renewed");
+        }
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_drops_what_was_used_longest_ago() {
+        let (tokens, _) = table(3);
+        for (minute, name) in [(0, "a"), (2, "b"), (4, "c"), (6, "a"), (8, "d")] {
+            authorize(&tokens, &origin(name), START.plus(minute * MINUTE));
+        }
+        let mut left: Vec<_> = tokens.expiries(START).into_iter().map(|expiry| expiry.origin).collect();
+        left.sort();
+        assert_eq!(left, ["a", "c", "d"].map(origin));
+        for number in 0..50 {
+            authorize(&tokens, &origin(&number.to_string()), START.plus(HOUR));
+            assert_eq!(tokens.expiries(START).len(), 3);
+        }
+    }
+
+    #[test]
+    fn expiries_tell_what_is_left() {
+        let (tokens, key) = table(3);
+        authorize(&tokens, &origin("a"), START);
+        let left = |now| {
+            let expiries = tokens.expiries(now);
+            assert_eq!((&*expiries[0].app, expiries[0].key, &expiries[0].origin), ("default", key.id(), &origin("a")));
+            expiries[0].seconds_left
+        };
+        assert!((22 * 3_600 - 1..=22 * 3_600).contains(&left(START)));
+        assert_eq!(left(START.plus(30 * HOUR)), 0);
+    }
+
+    #[test]
+    fn apps_and_keys_are_found_and_reloaded() {
+        let [one, two, three] = [(); 3].map(|()| SigningKey::generate());
+        let tokens = Tokens::new(vec![app("default", &[&one, &two]), app("shop", &[&two])], 100);
+        assert_eq!(tokens.keys("default"), [one.id(), two.id()]);
+        assert_eq!(tokens.key_index("default", two.id()), Some(1));
+        assert_eq!(tokens.key_index("shop", one.id()), None);
+        assert_eq!(*tokens.public_key("shop").unwrap(), *two.public_key_base64url());
+        assert_eq!((tokens.keys("none"), tokens.public_key("none")), (vec![], None));
+        let a = origin("a");
+        let get = |app, key| tokens.authorization(app, key, &a, Encoding::Aes128gcm, START).map(|found| (found.key, found.value));
+        assert_eq!(get("default", 2), None);
+        assert_eq!(get("none", 0), None);
+        let [first, second, shop] = [("default", 0), ("default", 1), ("shop", 0)].map(|(app, key)| get(app, key).unwrap());
+        assert_eq!((first.0, second.0, shop.0), (one.id(), two.id(), two.id()));
+
+        // The order changes, a key comes, a key's app changes its subject: what stayed keeps its token.
+        let subject = AppKeys { subject: "https://example.org/".into(), ..app("shop", &[&two]) };
+        tokens.reload(vec![app("default", &[&three, &two]), subject]);
+        assert_eq!(get("default", 1).unwrap(), second);
+        assert_eq!(get("default", 0).unwrap().0, three.id());
+        let shop_now = get("shop", 0).unwrap().1;
+        assert_ne!(shop_now, shop.1);
+        assert_eq!(claims(token(shop_now.to_str().unwrap()), &two)["sub"], "https://example.org/");
+    }
+
+    #[test]
+    fn threads_that_want_the_same_token_get_the_same() {
+        let (tokens, _) = table(100);
+        let values: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| authorize(&tokens, &origin("a"), START))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(values.iter().all(|value| *value == values[0]));
+        assert_eq!(tokens.expiries(START).len(), 1);
+    }
+
+    #[test]
+    fn subjects() {
+        for good in [
+            "mailto:push@example.com",
+            "mailto:web-push+alerts@mail.example.co.uk",
+            "mailto:o'neil@example.com",
+            "https://example.com",
+            "https://example.com/contact?topic=push",
+            "https://example.com:8443/",
+            "https://xn--bcher-kva.example/",
+        ] {
+            assert_eq!(check_subject(good), Ok(()), "{good}");
+        }
+        for (bad, why) in [
+            ("", SubjectError::Scheme),
+            ("push@example.com", SubjectError::Scheme),
+            ("http://example.com", SubjectError::Scheme),
+            ("https:example.com", SubjectError::Scheme),
+            ("tel:+123", SubjectError::Scheme),
+            ("MAILTO:push@example.com", SubjectError::Scheme),
+            ("mailto: push@example.com", SubjectError::Character),
+            ("mailto:<push@example.com>", SubjectError::Character),
+            ("mailto:push@example.com\n", SubjectError::Character),
+            ("mailto:\"push\"@example.com", SubjectError::Character),
+            ("mailto:pusz\u{105}@example.com", SubjectError::Character),
+            ("https://example.com/a b", SubjectError::Character),
+            ("mailto:", SubjectError::Address),
+            ("mailto:push", SubjectError::Address),
+            ("mailto:@example.com", SubjectError::Address),
+            ("mailto:a..b@example.com", SubjectError::Address),
+            ("mailto:a@b@example.com", SubjectError::Address),
+            ("mailto:a@example.com,b@example.com", SubjectError::Address),
+            ("mailto:push@example.com?subject=x", SubjectError::Host),
+            ("mailto:push@localhost", SubjectError::Host),
+            ("mailto:push@server", SubjectError::Host),
+            ("mailto:push@server.local", SubjectError::Host),
+            ("mailto:push@example.com.", SubjectError::Host),
+            ("mailto:push@.com", SubjectError::Host),
+            ("mailto:push@-a.com", SubjectError::Host),
+            ("mailto:push@192.0.2.1", SubjectError::Host),
+            ("mailto:push@[192.0.2.1]", SubjectError::Host),
+            ("https://", SubjectError::Host),
+            ("https://localhost", SubjectError::Host),
+            ("https://LocalHost:8080/", SubjectError::Host),
+            ("https://a.localhost/", SubjectError::Host),
+            ("https://server", SubjectError::Host),
+            ("https://127.0.0.1/", SubjectError::Host),
+            ("https://[::1]/", SubjectError::Host),
+            ("https://user@example.com/", SubjectError::Host),
+        ] {
+            assert_eq!(check_subject(bad), Err(why), "{bad}");
+        }
+    }
+}

@@ -1,1 +1,4 @@
 //! Settles what came back.
+
+pub mod retry_after;
+pub mod verdict;
