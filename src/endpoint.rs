@@ -172,10 +172,8 @@ impl EndpointPolicy {
         match self.policy {
             Policy::Known if named => Err(EndpointProblem::Port),
             Policy::Known => Err(EndpointProblem::Host),
-            Policy::Public if !name.contains('.') || NOT_PUBLIC.iter().any(|private| is_or_is_below(name, private)) => {
-                Err(EndpointProblem::NotPublic)
-            }
-            Policy::Public => Ok(Service::OTHER),
+            Policy::Public if is_public_name(name) => Ok(Service::OTHER),
+            Policy::Public => Err(EndpointProblem::NotPublic),
         }
     }
 
@@ -206,6 +204,12 @@ pub fn known_service_name(service: Service) -> Option<&'static str> {
         Service::WNS => Some("wns"),
         _ => None,
     }
+}
+
+/// Whether a name (lower case) can be one of the public DNS at all: it has at least two labels and lies in no zone reserved for
+/// other uses.
+pub fn is_public_name(name: &str) -> bool {
+    name.contains('.') && !NOT_PUBLIC.iter().any(|private| is_or_is_below(name, private))
 }
 
 /// What is wrong with an endpoint. Its `Display` is one sentence for the person who writes the client, and shows nothing of the

@@ -126,7 +126,6 @@ mod tests {
         assert_eq!(encoded(nought), Err(PointProblem::NotOnCurve));
         nought[0] = 4;
         assert_eq!(encoded(nought), Err(PointProblem::NotOnCurve));
-        // x = 0 lies on the curve: y is the square root of b.
         assert_eq!(decode_point(&RFC_POINT[..86]), Err(PointProblem::Length));
         assert_eq!(decode_point(&format!("{RFC_POINT}A")), Err(PointProblem::Length));
         assert_eq!(decode_point(&RFC_POINT.replace('_', "*")), Err(PointProblem::Length));
