@@ -1,10 +1,11 @@
 //! Flags, configuration, start, exit code: what each command does stands in `daemon`, `setup` and `client`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use fanfare::config::Config;
+use fanfare::config::{Config, Problems};
 use fanfare::exit::{Exit, Failure};
 use fanfare::{client, setup};
 
@@ -83,8 +84,21 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 /// The configuration from `file`, or from where it lies by convention, and the environment. A daemon configured by the environment
 /// alone needs no file.
 fn load(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure> {
-    let _ = (file, socket);
-    Err(Failure::new(Exit::Configuration, "no configuration can be read"))
+    // Where it cannot be told whether there is one, reading it says why.
+    let conventional = Path::new(CONFIGURATION);
+    let file = file.or_else(|| (!matches!(conventional.try_exists(), Ok(false))).then_some(conventional));
+    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut config = Config::load(file, environment).map_err(|problems| {
+        let exit = match &problems {
+            Problems::Unreadable { error, .. } if error.kind() == ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::Configuration,
+        };
+        Failure::new(exit, format!("the configuration cannot be used:\n{problems}"))
+    })?;
+    if let Some(socket) = socket {
+        config.ingest.socket = socket;
+    }
+    Ok(config)
 }
 
 fn serve(config: Config) -> Result<(), Failure> {

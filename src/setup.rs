@@ -26,7 +26,7 @@ const DATA_DIR: &str = "var/lib/fanfare";
 /// The user and the group of the daemon.
 const USER: &str = "fanfare";
 /// The configuration that `setup` starts from.
-const SHIPPED: &str = "# What is not named here has its default.\n";
+const SHIPPED: &str = include_str!("../config/fanfare.toml");
 const SYSUSERS: &str = include_str!("../systemd/sysusers.d/fanfare.conf");
 const SERVICE: &str = include_str!("../systemd/fanfare.service");
 /// Where a unit may have been installed.
@@ -330,6 +330,7 @@ fn key_failure(path: &Path, error: &KeyFileError) -> Failure {
 /// `fanfare check-config`, after the configuration itself was found good: reads every key, and shows each app's public key.
 /// Everything that is wrong is told at once; exit 77 if the rights on a key file are part of it, else 78.
 pub fn check(config: &Config, json: bool) -> Result<(), Failure> {
+    config.warnings().iter().for_each(|warning| eprintln!("fanfare: {warning}"));
     let mut problems: Vec<Failure> = Vec::new();
     for (name, app) in &config.apps {
         for (place, file) in app.vapid_keys.iter().enumerate() {
