@@ -1,0 +1,58 @@
+# `make demo` shows Fanfare at work, `make test` checks all of it; `make help` lists the rest.
+#
+# Everything is built with the one profile `release` into one directory that outlives checkouts, because RocksDB's C++ takes ten
+# minutes or more to compile: so it happens once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench install
+
+# Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
+HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
+export CARGO_TARGET_DIR ?= $(HOME_OF_CALLER)/.cache/fanfare/target
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+RELEASE := $(CARGO_TARGET_DIR)/release
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## build the daemon, the mock push service and the load generator
+	@.ci/packages
+	cargo build --release --workspace
+
+demo: build ## build, then send through a real daemon to a mock push service
+	$(RELEASE)/fanfare-load demo
+
+test: ## everything that CI checks
+	@.ci/packages test
+	cargo fmt --all --check
+	cargo deny --log-level error check bans licenses sources
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+	cargo bench --workspace --no-run
+	cargo test --release --workspace --doc
+	@if [ -x fuzz/run ]; then echo "fuzz/run 20"; fuzz/run 20; fi
+	cargo build --release --workspace --bins
+	cargo nextest run --release --workspace
+
+bench: ## measure the parts: sealing, committing, scheduling
+	@.ci/packages
+	cargo bench --workspace
+
+install: ## install into $(PREFIX): programs, units, documentation (after `make build`, as root)
+	@test -x $(RELEASE)/fanfare || { echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/fanfare $(DESTDIR)$(PREFIX)/lib/systemd/system \
+	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	install -m 755 $(RELEASE)/fanfare $(RELEASE)/fanfare-mock $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard config/fanfare.toml) \
+	    $(DESTDIR)$(PREFIX)/share/doc/fanfare/
+	install -m 644 systemd/fanfare.service systemd/fanfare.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	sed -i 's#/usr/local/#$(PREFIX)/#' $(DESTDIR)$(PREFIX)/lib/systemd/system/fanfare.service \
+	    $(DESTDIR)$(PREFIX)/lib/systemd/system/fanfare.socket
+	install -m 644 systemd/sysusers.d/fanfare.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/
+	install -m 644 systemd/tmpfiles.d/fanfare.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/
+	@echo "Next: $(PREFIX)/bin/fanfare setup --subject mailto:you@example.com"

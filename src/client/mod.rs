@@ -1,0 +1,144 @@
+//! The client commands: each speaks the socket protocol of DESIGN 3 and shows what came of it.
+//!
+//! They know nothing of the daemon's inside and need no right but to use its socket. On a terminal they show tables, to a program
+//! JSON lines; whatever fails says what to do about it, and ends with one of the exit codes of [`crate::exit`].
+
+pub mod arguments;
+pub mod connection;
+pub mod dev;
+pub mod output;
+pub mod recipients;
+pub mod send;
+pub mod watch;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use self::arguments::{Command, List, Switch};
+use self::connection::Connection;
+use self::output::Output;
+use crate::exit::{Exit, Failure};
+
+/// Where the daemon listens unless it is told otherwise.
+pub const SOCKET: &str = "/run/fanfare/fanfare.sock";
+
+/// Runs one client command against the daemon at `socket`.
+pub fn run(socket: &Path, json: bool, command: &Command) -> Result<(), Failure> {
+    let mut output = Output::new(json);
+    let output = &mut output;
+    match command {
+        Command::Send(arguments) => send::send(socket, output, arguments),
+        Command::Status(arguments) => watch::status(socket, output, arguments),
+        Command::Cancel(target) => ask(socket, output, &Value::Object(target.request("cancel"))),
+        Command::Pause(target) => ask(socket, output, &Value::Object(target.request("pause"))),
+        Command::Resume(arguments) => {
+            let mut request = arguments.target.request("resume");
+            if let Some(rate) = &arguments.rate {
+                request.insert("rate".to_owned(), Value::Number(rate.clone()));
+            }
+            ask(socket, output, &Value::Object(request))
+        }
+        Command::Events(arguments) => watch::events(socket, output, arguments),
+        Command::Stats(arguments) => {
+            let reply = Connection::open(socket)?.call(&arguments.request())?;
+            output.rows(&reply.elements("stats"), STATS_COLUMNS, "nothing was counted in these days")
+        }
+        Command::Origins => {
+            let reply = Connection::open(socket)?.call(&json!({"op": "origins"}))?;
+            output.rows(&reply.elements("origins"), ORIGIN_COLUMNS, "no push service has been sent to yet")
+        }
+        Command::List(arguments) => list(socket, output, arguments),
+        Command::Ping => ask(socket, output, &json!({"op": "ping"})),
+        Command::VapidPublicKey(arguments) => ask(socket, output, &arguments.request()),
+        Command::Drain(arguments) => ask(socket, output, &json!({"op": "drain", "on": arguments.switch == Switch::On})),
+    }
+}
+
+const STATS_COLUMNS: &[&str] = &[
+    "day",
+    "label",
+    "app",
+    "service",
+    "key",
+    "messages",
+    "recipients",
+    "pending",
+    "accepted",
+    "gone",
+    "refused",
+    "expired",
+    "cancelled",
+    "skipped",
+    "rejected",
+    "retries",
+];
+
+const ORIGIN_COLUMNS: &[&str] = &[
+    "service",
+    "origin",
+    "state",
+    "window",
+    "in_flight",
+    "waiting",
+    "connections",
+    "last_error",
+    "token_expiry",
+    "token_expires",
+];
+
+const LIST_COLUMNS: &[&str] = &[
+    "message_id",
+    "state",
+    "label",
+    "ref",
+    "created",
+    "at",
+    "expires",
+    "recipients",
+    "pending",
+    "accepted",
+    "gone",
+    "refused",
+    "expired",
+    "cancelled",
+    "skipped",
+];
+
+fn ask(socket: &Path, output: &mut Output, request: &Value) -> Result<(), Failure> {
+    let reply = Connection::open(socket)?.call(request)?;
+    output.reply(&reply, &["version", "protocol", "state", "app", "public_key", "message_id"])
+}
+
+fn list(socket: &Path, output: &mut Output, arguments: &List) -> Result<(), Failure> {
+    let reply = Connection::open(socket)?.call(&arguments.request())?;
+    output.rows(&reply.elements("messages"), LIST_COLUMNS, "no message with many recipients (singles are found by their id)")?;
+    match reply.text("after") {
+        Some(after) if !output.json() => eprintln!("there are more: --after {after}"),
+        Some(after) => output.line(&json!({ "after": after }).to_string())?,
+        None => {}
+    }
+    Ok(())
+}
+
+/// The socket a client command uses: `named` by the user, else by the environment or the configuration `file` as the daemon reads
+/// them, else [`SOCKET`]. `explicit` says that the user named the file: then it must be readable.
+///
+/// Only this one key is read. A client command works for whoever may use the socket, and has no business failing over a key file or
+/// an app that it cannot see.
+pub fn socket(named: Option<PathBuf>, file: &Path, explicit: bool) -> Result<PathBuf, Failure> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    if let Some(path) = std::env::var_os("FANFARE__INGEST__SOCKET") {
+        return Ok(path.into());
+    }
+    let read = config::Config::builder().add_source(config::File::from(file).format(config::FileFormat::Toml)).build();
+    match read {
+        Ok(settings) => Ok(settings.get_string("ingest.socket").unwrap_or_else(|_| SOCKET.to_owned()).into()),
+        Err(error) if explicit => {
+            Err(Failure::new(Exit::Configuration, format!("cannot read the configuration {}: {error}", file.display())))
+        }
+        Err(_) => Ok(SOCKET.into()),
+    }
+}

@@ -1,0 +1,205 @@
+//! What a person or a program reads: a table on a terminal, JSON lines otherwise.
+//!
+//! JSON is shown as the daemon wrote it. Text in a table comes from applications (labels, references), so control characters are
+//! replaced before they reach a terminal.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::client::connection::Reply;
+use crate::exit::{Exit, Failure};
+
+/// Standard output.
+pub struct Output {
+    json: bool,
+    to: Box<dyn Write>,
+}
+
+impl Output {
+    /// JSON if the user asked for it or standard output is no terminal.
+    pub fn new(json: bool) -> Output {
+        Output { json: json || !io::stdout().is_terminal(), to: Box::new(io::stdout().lock()) }
+    }
+
+    /// Whether a program reads.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// One line. Exit 0 if the reader has gone, 74 if writing fails otherwise.
+    pub fn line(&mut self, text: &str) -> Result<(), Failure> {
+        writeln!(self.to, "{text}").and_then(|()| self.to.flush()).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(Exit::Done, ""),
+            _ => Failure::io("cannot write to standard output", &error),
+        })
+    }
+
+    /// One reply: a table of two columns, the members named in `first` at its top and the others by their names.
+    pub fn reply(&mut self, reply: &Reply, first: &[&str]) -> Result<(), Failure> {
+        if self.json {
+            return self.line(&reply.line);
+        }
+        let mut table = table();
+        for (name, value) in ordered(reply.members.iter().filter(|(name, _)| *name != "ok"), first) {
+            if !value.is_null() {
+                table.add_row([name.replace('_', " "), cell(value)]);
+            }
+        }
+        self.line(&table.trim_fmt())
+    }
+
+    /// Many things of one kind: a row each, columns in the order of `first`, then the others by their names.
+    /// `none` is said instead of an empty table.
+    pub fn rows(&mut self, elements: &[Box<RawValue>], first: &[&str], none: &str) -> Result<(), Failure> {
+        if self.json {
+            return elements.iter().try_for_each(|element| self.line(element.get()));
+        }
+        if elements.is_empty() {
+            return self.line(none);
+        }
+        let rows: Vec<Vec<(String, Value)>> =
+            elements.iter().flat_map(|element| spread_out(serde_json::from_str(element.get()).unwrap_or(Value::Null))).collect();
+        let mut names: Vec<&str> = rows.iter().flatten().map(|(name, _)| name.as_str()).collect();
+        names.sort_by_key(|name| (rank(name, first), *name));
+        names.dedup();
+        let mut table = table();
+        table.set_header(names.iter().map(|name| name.replace('_', " ")));
+        for row in &rows {
+            let value = |name: &&str| row.iter().find(|(own, _)| own == name).map(|(_, value)| cell(value)).unwrap_or_default();
+            table.add_row(names.iter().map(value));
+        }
+        self.line(&table.trim_fmt())
+    }
+}
+
+/// Text for a terminal, without control characters.
+pub fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => printable(text),
+        Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(", "),
+        other => printable(&other.to_string()),
+    }
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+}
+
+fn rank(name: &str, first: &[&str]) -> usize {
+    first.iter().position(|other| *other == name).unwrap_or(first.len())
+}
+
+fn ordered<'a>(members: impl Iterator<Item = (&'a String, &'a Value)>, first: &[&str]) -> Vec<(&'a String, &'a Value)> {
+    let mut members: Vec<_> = members.collect();
+    members.sort_by_key(|(name, _)| (rank(name, first), name.as_str()));
+    members
+}
+
+/// The rows of one element: members of an object inside it become columns of their own, and where one member is a list of objects
+/// (the lanes of a push service), each of them is a row and what they share stands in the first.
+fn spread_out(element: Value) -> Vec<Vec<(String, Value)>> {
+    let mut own = Vec::new();
+    let mut parts = Vec::new();
+    flatten(String::new(), element, &mut own, &mut parts);
+    if parts.is_empty() {
+        return vec![own];
+    }
+    let mut rows: Vec<Vec<(String, Value)>> = Vec::new();
+    for (name, part) in parts {
+        let mut row = if rows.is_empty() { std::mem::take(&mut own) } else { Vec::new() };
+        flatten(name, part, &mut row, &mut Vec::new());
+        rows.push(row);
+    }
+    rows
+}
+
+fn flatten(name: String, value: Value, columns: &mut Vec<(String, Value)>, parts: &mut Vec<(String, Value)>) {
+    let below = |inner: &str| if name.is_empty() { inner.to_owned() } else { format!("{name} {inner}") };
+    match value {
+        Value::Object(members) => {
+            members.into_iter().for_each(|(inner, value)| flatten(below(&inner), value, columns, parts));
+        }
+        Value::Array(values) if !values.is_empty() && values.iter().all(Value::is_object) => {
+            parts.extend(values.into_iter().map(|value| (name.clone(), value)));
+        }
+        value => columns.push((name, value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no other thread").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shown(json: bool, element: &str, first: &[&str]) -> String {
+        let to = Shared::default();
+        let raw = RawValue::from_string(element.to_owned()).expect("JSON");
+        Output { json, to: Box::new(to.clone()) }.rows(&[raw], first, "nothing").expect("memory takes everything");
+        let bytes = to.0.lock().expect("no other thread").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn a_list_inside_an_element_becomes_rows() {
+        let text = shown(
+            false,
+            r#"{"service":"apple","lanes":[{"urgency":"high","waiting":1},{"urgency":"low","waiting":20}]}"#,
+            &["service"],
+        );
+        let header = text.lines().find(|line| line.contains("service")).expect("a header");
+        assert!(header.find("service") < header.find("lanes urgency"), "{text}");
+        assert_eq!(text.matches("apple").count(), 1, "{text}");
+        assert!(text.contains("high") && text.contains("20"), "{text}");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_a_terminal() {
+        let text = shown(false, "{\"label\":\"\\u001b[2Jgone\"}", &[]);
+        assert!(!text.contains('\u{1b}') && text.contains("gone"), "{text:?}");
+    }
+
+    #[test]
+    fn json_is_passed_on_as_it_came() {
+        assert_eq!(shown(true, r#"{"z":1,"a":2}"#, &["a"]), "{\"z\":1,\"a\":2}\n");
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_failure() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let failure = Output { json: true, to: Box::new(Gone) }.line("x").expect_err("nobody reads");
+        assert_eq!(failure.exit, Exit::Done);
+    }
+}

@@ -1,0 +1,194 @@
+//! `fanfare status --watch` and `fanfare events`: what is looked at for as long as it changes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::client::arguments::{Events, Status};
+use crate::client::connection::{Connection, Reply};
+use crate::client::output::{Output, cell};
+use crate::exit::{Exit, Failure};
+
+/// The members of a `status`, in the order in which a message lives.
+const STATUS_MEMBERS: &[&str] = &[
+    "message_id",
+    "state",
+    "open",
+    "label",
+    "ref",
+    "created",
+    "at",
+    "expires",
+    "position",
+    "recipients",
+    "rejected",
+    "pending",
+    "in_flight",
+    "accepted",
+    "gone",
+    "refused",
+    "expired",
+    "cancelled",
+    "skipped",
+    "retries",
+    "shown",
+    "clicked",
+    "dismissed",
+    "walked",
+    "rate",
+    "eta",
+];
+
+/// How often `--watch` looks. The numbers themselves change with each checkpoint, four times a second.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Events asked for at a time when no limit was given.
+const PAGE: u64 = 1_000;
+
+/// Shows where a message stands; with `--watch` until nothing can change any more.
+pub fn status(socket: &Path, output: &mut Output, arguments: &Status) -> Result<(), Failure> {
+    let mut connection = Connection::open(socket)?;
+    let request = json!({"op": "status", "message_id": arguments.message_id});
+    let mut status = connection.call(&request)?;
+    if !arguments.watch {
+        return output.reply(&status, STATUS_MEMBERS);
+    }
+    let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} ended, {wide_msg}").expect("a constant template");
+    let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
+    let mut shown = String::new();
+    while !has_ended(&status) {
+        let recipients = status.count("recipients");
+        bar.set_length(recipients);
+        bar.set_position(recipients.saturating_sub(status.count("pending")));
+        bar.set_message(counters(&status));
+        if output.json() && status.line != shown {
+            output.line(&status.line)?;
+            shown.clone_from(&status.line);
+        }
+        std::thread::sleep(LOOK);
+        status = connection.call(&request)?;
+    }
+    bar.finish_and_clear();
+    output.reply(&status, STATUS_MEMBERS)
+}
+
+fn has_ended(status: &Reply) -> bool {
+    matches!(status.text("state"), Some("done" | "cancelled")) && status.count("pending") == 0 && !status.says("open")
+}
+
+fn counters(status: &Reply) -> String {
+    let ended = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"]
+        .iter()
+        .filter(|name| status.count(name) > 0)
+        .map(|name| format!("{name} {}", status.count(name)));
+    let state = status.text("state").unwrap_or_default().to_owned();
+    std::iter::once(state).chain(ended).collect::<Vec<_>>().join(", ")
+}
+
+/// Shows the outcome log: all there is, or as much as `--limit` says; with `--follow` also what comes.
+pub fn events(socket: &Path, output: &mut Output, arguments: &Events) -> Result<(), Failure> {
+    let mut log = Log { connection: Connection::open(socket)?, cursor: arguments.after.clone(), shown: 0 };
+    if arguments.follow {
+        log.connection.wait_for_ever()?;
+        return log.follow(output, arguments);
+    }
+    loop {
+        let left = arguments.limit.map_or(PAGE, |limit| limit - log.shown);
+        let more = log.page(output, arguments, left.min(PAGE))?;
+        if !more || arguments.limit == Some(log.shown) {
+            if !output.json() {
+                let more = if more { ", and there are more" } else { "" };
+                eprintln!("{} events{more}. To see what comes behind them: --after {}", log.shown, log.cursor);
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// The outcome log as far as it has been shown.
+struct Log {
+    connection: Connection,
+    cursor: String,
+    shown: u64,
+}
+
+impl Log {
+    /// Shows at most `limit` events; whether there are more.
+    fn page(&mut self, output: &mut Output, arguments: &Events, limit: u64) -> Result<bool, Failure> {
+        self.connection.send(&arguments.request(&self.cursor, Some(limit)).to_string())?;
+        loop {
+            let reply = self.connection.receive()?;
+            if !reply.members.contains_key("ok") {
+                self.show(output, &reply)?;
+                continue;
+            }
+            let end = reply.good()?;
+            if let Some(cursor) = end.text("cursor") {
+                cursor.clone_into(&mut self.cursor);
+            }
+            return Ok(end.says("more"));
+        }
+    }
+
+    fn follow(&mut self, output: &mut Output, arguments: &Events) -> Result<(), Failure> {
+        self.connection.send(&arguments.request(&self.cursor, arguments.limit).to_string())?;
+        while arguments.limit != Some(self.shown) {
+            let reply = self.connection.receive().map_err(|failure| match failure.exit {
+                Exit::Temporary => {
+                    let message = format!("the daemon ended the connection. Go on with `--after {}`", self.cursor);
+                    Failure::new(Exit::Temporary, message)
+                }
+                _ => failure,
+            })?;
+            if reply.members.contains_key("ok") {
+                reply.good()?;
+                continue;
+            }
+            self.show(output, &reply)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, output: &mut Output, event: &Reply) -> Result<(), Failure> {
+        if output.json() {
+            output.line(&event.line)?;
+        } else {
+            if self.shown == 0 {
+                output.line(&columns(|name| name.replace('_', " ")))?;
+            }
+            output.line(&event_line(event))?;
+        }
+        self.shown += 1;
+        if let Some(cursor) = event.text("cursor") {
+            cursor.clone_into(&mut self.cursor);
+        }
+        Ok(())
+    }
+}
+
+/// Columns of fixed width: a log that grows has no last row by which a table could be measured.
+fn columns(part: impl Fn(&str) -> String) -> String {
+    let line = format!(
+        "{:<24} {:<11} {:<26} {:<10} {:<6} {:<16}",
+        part("time"),
+        part("type"),
+        part("message_id"),
+        part("service"),
+        part("status"),
+        part("reason")
+    );
+    line.trim_end().to_owned()
+}
+
+fn event_line(event: &Reply) -> String {
+    let mut line = columns(|name| event.members.get(name).map(cell).unwrap_or_default());
+    for name in ["label", "ref", "message_ref", "account", "count"] {
+        match event.members.get(name) {
+            None | Some(Value::Null) => {}
+            Some(value) => line.push_str(&format!(" {name}={}", cell(value))),
+        }
+    }
+    line
+}

@@ -1,0 +1,66 @@
+//! How a command ends: the exit codes of DESIGN 5, which are those of `sysexits.h`, and the sentence that goes with them.
+//!
+//! systemd decides by these numbers whether a restart can help (`RestartPreventExitStatus=64 77 78` in `fanfare.service`), so a
+//! failure that needs a person must never end with a number that says "try again".
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+/// What the caller can do about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Not a failure of ours: whoever read the output has gone (`fanfare events | head`).
+    Done = 0,
+    /// The command or the request is wrong: whoever wrote it mends it.
+    Usage = 64,
+    /// The daemon, or what was asked for, is not there.
+    Unavailable = 69,
+    /// Reading or writing failed.
+    Io = 74,
+    /// The same command can succeed later.
+    Temporary = 75,
+    /// Somebody has no right to something, or everybody has a right to a private key.
+    Permission = 77,
+    /// The configuration is wrong.
+    Configuration = 78,
+}
+
+/// Why a command ends without success. The message is for the person at the terminal and says what to do next.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with what the person at the terminal reads.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into() }
+    }
+
+    /// An I/O error met while doing `what` ("cannot write /etc/fanfare/vapid.pem").
+    pub fn io(what: impl fmt::Display, error: &io::Error) -> Failure {
+        let exit = match error.kind() {
+            io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::Io,
+        };
+        Failure::new(exit, format!("{what}: {error}"))
+    }
+
+    /// Tells the person, and gives the process its exit code.
+    pub fn report(&self) -> ExitCode {
+        if self.exit != Exit::Done {
+            eprintln!("fanfare: {}", self.message);
+        }
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,593 @@
+//! The program as a person or a script meets it: exit codes, what is written where, and the client commands against a daemon
+//! that is played by the test.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn fanfare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    fanfare().args(arguments).output().expect("the program was built")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("it was killed: {}", stderr(output)))
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn feed(arguments: &[&str], input: &str) -> Output {
+    let mut child = fanfare()
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program was built");
+    // A program that does not want its input closes it.
+    let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("it ends")
+}
+
+// Usage.
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for arguments in [&["--help"][..], &["--version"], &["send", "--help"], &["help", "events"]] {
+        let output = run(arguments);
+        assert_eq!(code(&output), 0, "{arguments:?}");
+        assert!(!output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn usage_errors_exit_64() {
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["send"],
+        &["send", "--to", "x", "--subscription", "{}"],
+        &["send", "--to", "x", "--payload", "a", "--payload-file", "b"],
+        &["send", "--to", "x", "--title", "without navigate"],
+        &["send", "--to", "x", "--ttl", "soon"],
+        &["send", "--to", "x", "--rate", "0"],
+        &["cancel"],
+        &["cancel", "ID", "--label", "both"],
+        &["status"],
+        &["drain", "maybe"],
+        &["setup"],
+        &["setup", "--subject", "ops at example.com"],
+        &["keygen", "only-one-key", "--import"],
+        &["keygen", "public", "private"],
+        &["list", "--limit", "0"],
+        &["--no-such-flag", "ping"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(code(&output), 64, "{arguments:?}: {}", stderr(&output));
+        assert!(!output.stderr.is_empty(), "{arguments:?} says nothing");
+    }
+}
+
+// Keys and setup.
+
+#[test]
+fn keygen_writes_a_private_file_once() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let file = directory.path().join("vapid.pem");
+    let name = file.to_str().expect("the path is text");
+    let made = run(&["keygen", "--out", name]);
+    assert_eq!(code(&made), 0, "{}", stderr(&made));
+    assert_eq!(stdout(&made).trim().len(), 87, "the public key and nothing else: {}", stdout(&made));
+    assert_eq!(file.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
+    let before = fs::read(&file).expect("it is ours");
+    assert!(before.starts_with(b"-----BEGIN PRIVATE KEY-----"));
+
+    let again = run(&["keygen", "--out", name]);
+    assert_eq!(code(&again), 64, "{}", stderr(&again));
+    assert_eq!(fs::read(&file).expect("it is ours"), before);
+
+    let nowhere = run(&["keygen", "--out", directory.path().join("no/such/vapid.pem").to_str().expect("text")]);
+    assert_eq!(code(&nowhere), 74, "{}", stderr(&nowhere));
+}
+
+/// A pair made with `web-push generate-vapid-keys --json`'s format, from RFC 8291's example (appendix A).
+const PUBLIC: &str = "BP4z9KsN6nGRTbVYI_c7VJSPQTBtkgcy27mlmlMoZIIgDll6e3vCYLocInmYWAmS6TlzAC8wEqKK6PBru3jl7A8";
+const PRIVATE: &str = "yfWPiYE-n46HLnH0KqZOF1fJJU3MYrct3AELtAQ-oRw";
+const OTHER_PUBLIC: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+
+#[test]
+fn keygen_imports_what_belongs_together() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let file = |name: &str| directory.path().join(name).to_str().expect("the path is text").to_owned();
+    let pair = |public: &str| json!({"publicKey": public, "privateKey": PRIVATE}).to_string();
+
+    let good = feed(&["keygen", "--import", "--out", &file("a")], &pair(PUBLIC));
+    assert_eq!((code(&good), stdout(&good).trim()), (0, PUBLIC), "{}", stderr(&good));
+    let arguments = run(&["keygen", "--import", "--out", &file("b"), PUBLIC, PRIVATE]);
+    assert_eq!((code(&arguments), stdout(&arguments).trim()), (0, PUBLIC), "{}", stderr(&arguments));
+    let environment = fanfare()
+        .args(["keygen", "--import", "--out", &file("c")])
+        .envs([("VAPID_PUBLIC_KEY", PUBLIC), ("VAPID_PRIVATE_KEY", PRIVATE)])
+        .output()
+        .expect("the program was built");
+    assert_eq!((code(&environment), stdout(&environment).trim()), (0, PUBLIC), "{}", stderr(&environment));
+    let alone = feed(&["keygen", "--import", "--out", &file("d")], PRIVATE);
+    assert_eq!((code(&alone), stdout(&alone).trim()), (0, PUBLIC), "{}", stderr(&alone));
+
+    for (name, input) in
+        [("mismatch", pair(OTHER_PUBLIC)), ("half", format!("{{\"privateKey\":\"{PRIVATE}\"}}")), ("none", String::new())]
+    {
+        let bad = feed(&["keygen", "--import", "--out", &file(name)], &input);
+        assert_eq!(code(&bad), 64, "{name}");
+        assert!(!stderr(&bad).contains(PRIVATE), "{name} shows the private key");
+        assert!(!Path::new(&file(name)).exists(), "{name}");
+    }
+}
+
+#[test]
+fn setup_takes_over_a_key_pair() {
+    let root = TempDir::new().expect("a temporary directory");
+    let arguments = ["setup", "--root", root.path().to_str().expect("text"), "--subject", "ops@example.com", "--import"];
+    let pair = json!({"publicKey": PUBLIC, "privateKey": PRIVATE}).to_string();
+    let output = feed(&arguments, &pair);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains(PUBLIC), "{}", stdout(&output));
+    assert_eq!(code(&feed(&arguments, &pair)), 64, "a key that is there is never replaced");
+}
+
+#[test]
+fn setup_makes_what_is_missing_and_keeps_the_rest() {
+    let root = TempDir::new().expect("a temporary directory");
+    let name = root.path().to_str().expect("the path is text");
+    let first = run(&["setup", "--root", name, "--subject", "ops@example.com"]);
+    assert_eq!(code(&first), 0, "{}", stderr(&first));
+    let mode = |path: &str| root.path().join(path).metadata().unwrap_or_else(|_| panic!("{path}")).permissions().mode() & 0o777;
+    assert_eq!(mode("etc/fanfare"), 0o755);
+    assert_eq!(mode("etc/fanfare/vapid.pem"), 0o600);
+    assert_eq!(mode("etc/fanfare/fanfare.toml"), 0o644);
+    assert_eq!(mode("var/lib/fanfare"), 0o700);
+    let configuration = fs::read_to_string(root.path().join("etc/fanfare/fanfare.toml")).expect("it was made");
+    assert!(configuration.contains("subject = \"mailto:ops@example.com\""), "{configuration}");
+    assert!(stdout(&first).contains("applicationServerKey"), "{}", stdout(&first));
+
+    let key = fs::read(root.path().join("etc/fanfare/vapid.pem")).expect("it was made");
+    let second = run(&["setup", "--root", name, "--subject", "other@example.com"]);
+    assert_eq!(code(&second), 0, "{}", stderr(&second));
+    assert_eq!(fs::read(root.path().join("etc/fanfare/vapid.pem")).expect("kept"), key);
+    assert_eq!(fs::read_to_string(root.path().join("etc/fanfare/fanfare.toml")).expect("kept"), configuration);
+
+    fs::set_permissions(root.path().join("etc/fanfare/vapid.pem"), fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let open = run(&["setup", "--root", name, "--subject", "ops@example.com"]);
+    assert_eq!(code(&open), 77, "a key that others can read: {}", stderr(&open));
+}
+
+// Reaching the daemon.
+
+#[test]
+fn without_a_daemon_the_exit_code_is_69() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let missing = directory.path().join("missing.sock");
+    let left_over = directory.path().join("left-over.sock");
+    drop(UnixListener::bind(&left_over).expect("the directory is writable"));
+    for path in [missing, left_over] {
+        let output = run(&["--socket", path.to_str().expect("text"), "ping"]);
+        assert_eq!(code(&output), 69, "{}", stderr(&output));
+        assert!(stderr(&output).contains("systemctl"), "it says what to do: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_socket_of_others_is_77() {
+    if nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: root may use every socket");
+        return;
+    }
+    let directory = TempDir::new().expect("a temporary directory");
+    let path = directory.path().join("closed.sock");
+    let _listener = UnixListener::bind(&path).expect("the directory is writable");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    let output = run(&["--socket", path.to_str().expect("text"), "ping"]);
+    assert_eq!(code(&output), 77, "{}", stderr(&output));
+    assert!(stderr(&output).contains("usermod"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_socket_comes_from_the_configuration() {
+    let daemon = Daemon::start(Play::default());
+    let file = daemon.directory.path().join("fanfare.toml");
+    fs::write(&file, format!("[ingest]\nsocket = {}\n", json!(daemon.socket))).expect("writable");
+    let named = run(&["ping", "--config", file.to_str().expect("text")]);
+    assert_eq!(code(&named), 0, "{}", stderr(&named));
+    let environment = fanfare().arg("ping").env("FANFARE__INGEST__SOCKET", &daemon.socket).output().expect("built");
+    assert_eq!(code(&environment), 0, "{}", stderr(&environment));
+    let missing = run(&["ping", "--config", "/no/such/file.toml"]);
+    assert_eq!(code(&missing), 78, "{}", stderr(&missing));
+}
+
+// Requests and replies.
+
+#[test]
+fn requests_are_those_of_the_protocol() {
+    for (arguments, expected) in [
+        (&["ping"][..], json!({"op": "ping"})),
+        (&["cancel", "ID"], json!({"op": "cancel", "message_id": "ID"})),
+        (&["pause", "--label", "news"], json!({"op": "pause", "label": "news"})),
+        (&["resume", "--app", "shop", "--rate", "50"], json!({"op": "resume", "app": "shop", "rate": 50})),
+        (&["drain", "on"], json!({"op": "drain", "on": true})),
+        (&["drain", "off"], json!({"op": "drain", "on": false})),
+        (&["vapid-public-key"], json!({"op": "vapid_public_key"})),
+        (&["status", "ID"], json!({"op": "status", "message_id": "ID"})),
+        (&["origins"], json!({"op": "origins"})),
+        (&["list", "--state", "paused"], json!({"op": "list_messages", "state": "paused", "limit": 50})),
+        (
+            &["stats", "--from", "2027-01-01", "--by", "day,label"],
+            json!({"op": "stats", "from": "2027-01-01", "by": ["day", "label"]}),
+        ),
+        (
+            &["events", "--after", "newest", "--types", "gone,refused", "--label", "news", "--limit", "7"],
+            json!({"op": "events", "after": "newest", "types": ["gone", "refused"], "label": "news", "limit": 7}),
+        ),
+        (
+            &[
+                "send",
+                "--subscription",
+                "{\n\"endpoint\":\"https://x\"}",
+                "--payload",
+                "{\"b\":1,\"a\":2}",
+                "--ttl",
+                "2h",
+                "--urgency",
+                "very-low",
+                "--topic",
+                "t",
+                "--app",
+                "shop",
+                "--label",
+                "l",
+                "--ref",
+                "r",
+                "--at",
+                "2027-01-01T00:00:00Z",
+                "--paused",
+                "--idempotency-key",
+                "k",
+                "--rate",
+                "2.5",
+                "--spread",
+                "60",
+            ],
+            json!({"op": "send", "to": {"subscription": {"endpoint": "https://x"}}, "payload": "{\"b\":1,\"a\":2}", "ttl": 7200,
+                "urgency": "very-low", "topic": "t", "app": "shop", "label": "l", "ref": "r", "at": "2027-01-01T00:00:00Z", "paused": true,
+                "idempotency_key": "k", "rate": 2.5, "spread": 60}),
+        ),
+        (
+            &["send", "--subscription", "{}", "--title", "T", "--navigate", "https://example.com/", "--body", "B"],
+            json!({"op": "send", "to": {"subscription": {}},
+                "notification": {"title": "T", "navigate": "https://example.com/", "body": "B"}}),
+        ),
+    ] {
+        let daemon = Daemon::start(Play::default());
+        let output = run(&[&["--socket", &daemon.socket], arguments].concat());
+        assert_eq!(code(&output), 0, "{arguments:?}: {}", stderr(&output));
+        assert_eq!(daemon.requests(), [expected], "{arguments:?}");
+    }
+}
+
+#[test]
+fn refusals_become_exit_codes() {
+    for (error, exit) in
+        [("invalid_field", 64), ("not_found", 69), ("not_allowed", 77), ("overloaded", 75), ("shutting_down", 75)]
+    {
+        let reply = json!({"ok": false, "error": {"code": error, "field": "message_id", "message": "no such message"}});
+        let daemon = Daemon::start(Play { answers: VecDeque::from([reply]), ..Play::default() });
+        let output = run(&["--socket", &daemon.socket, "status", "ID"]);
+        assert_eq!(code(&output), exit, "{error}: {}", stderr(&output));
+        assert!(stderr(&output).contains("no such message") && stderr(&output).contains(error), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn programs_get_json_lines() {
+    let reply = json!({"ok": true, "messages": [{"message_id": "A", "recipients": 3}, {"message_id": "B", "recipients": 4}]});
+    let daemon = Daemon::start(Play { answers: VecDeque::from([reply]), ..Play::default() });
+    let output = run(&["--socket", &daemon.socket, "list"]);
+    let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines, [json!({"message_id": "A", "recipients": 3}), json!({"message_id": "B", "recipients": 4})]);
+}
+
+#[test]
+fn events_are_read_page_by_page() {
+    let event = |n: u32| json!({"cursor": format!("c{n}"), "type": "gone", "message_id": "M"});
+    let answers = VecDeque::from([
+        event(1),
+        event(2),
+        json!({"ok": true, "cursor": "c2", "more": true}),
+        event(3),
+        json!({"ok": true, "cursor": "c3", "more": false}),
+    ]);
+    let daemon = Daemon::start(Play { answers, ..Play::default() });
+    let output = run(&["--socket", &daemon.socket, "events"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 3);
+    let after: Vec<Value> = daemon.requests().iter().map(|request| request["after"].clone()).collect();
+    assert_eq!(after, [json!("oldest"), json!("c2")]);
+}
+
+#[test]
+fn followed_events_that_break_off_name_their_cursor() {
+    let event = json!({"cursor": "c1", "type": "gone", "message_id": "M"});
+    let daemon = Daemon::start(Play { answers: VecDeque::from([event]), hang_up: true, ..Play::default() });
+    let output = run(&["--socket", &daemon.socket, "events", "--follow"]);
+    assert_eq!(code(&output), 75, "{}", stderr(&output));
+    assert!(stderr(&output).contains("--after c1"), "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 1);
+}
+
+#[test]
+fn watching_ends_when_every_recipient_has_ended() {
+    let status = |state: &str, pending: u32, open: bool| json!({"ok": true, "message_id": "M", "state": state, "recipients": 4, "pending": pending, "open": open});
+    let answers = VecDeque::from([status("sending", 4, true), status("done", 0, false)]);
+    let daemon = Daemon::start(Play { answers, ..Play::default() });
+    let output = run(&["--socket", &daemon.socket, "status", "M", "--watch"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 2, "one line a change: {}", stdout(&output));
+}
+
+// Files of subscriptions.
+
+fn subscriptions(count: usize) -> String {
+    (0..count)
+        .map(|n| format!("{{\"endpoint\":\"https://push.example/{n}\",\"keys\":{{\"p256dh\":\"x\",\"auth\":\"y\"}}}}\n"))
+        .collect()
+}
+
+fn endpoints(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("https://push.example/{n}")).collect()
+}
+
+#[test]
+fn a_few_subscriptions_share_one_line() {
+    let daemon = Daemon::start(Play::default());
+    let file = daemon.directory.path().join("subscriptions");
+    fs::write(&file, subscriptions(3)).expect("writable");
+    let output = run(&["--socket", &daemon.socket, "send", "--to", file.to_str().expect("text"), "--payload", "hello"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let requests = daemon.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0]["to"]["subscriptions"].as_array().expect("an array").len(), 3);
+}
+
+#[test]
+fn nothing_to_send_to_is_said_before_anything_is_sent() {
+    let daemon = Daemon::start(Play::default());
+    for input in ["", "[]", "{\"endpoint\":", &format!("{}{{", subscriptions(2_000))] {
+        let file = daemon.directory.path().join("subscriptions");
+        fs::write(&file, input).expect("writable");
+        let output = run(&["--socket", &daemon.socket, "send", "--to", file.to_str().expect("text")]);
+        assert_eq!(code(&output), 64, "{}", stderr(&output));
+    }
+    assert_eq!(code(&run(&["--socket", &daemon.socket, "send", "--to", "/no/such/file"])), 64);
+    assert!(daemon.requests().is_empty());
+}
+
+#[test]
+fn many_subscriptions_become_a_stream() {
+    let daemon = Daemon::start(Play::default());
+    let input = subscriptions(3_210);
+    let output = feed(&["--socket", &daemon.socket, "send", "--to", "-", "--payload", "hello"], &input);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(daemon.taken(), endpoints(3_210));
+    let summary: Value = serde_json::from_str(stdout(&output).trim()).expect("one line of JSON");
+    assert_eq!((&summary["message_id"], &summary["recipients"]), (&json!("M"), &json!(3_210)));
+    assert_eq!(daemon.requests().last().expect("requests")["op"], "status");
+    assert!(daemon.state().closed);
+}
+
+#[test]
+fn a_stream_survives_a_daemon_that_restarts_and_one_without_room() {
+    // The connection ends after the line was committed and before it was answered; then two lines get `overloaded`.
+    let daemon = Daemon::start(Play { lose_after_adds: Some(3), overloaded_adds: 2, ..Play::default() });
+    let output = feed(&["--socket", &daemon.socket, "send", "--to", "-"], &subscriptions(5_000));
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(daemon.taken(), endpoints(5_000), "each once, in order");
+}
+
+#[test]
+fn a_repeated_command_goes_on_where_it_stopped() {
+    let daemon = Daemon::start(Play { refuse_after_adds: Some(2), ..Play::default() });
+    let arguments = ["--socket", &daemon.socket, "send", "--to", "-", "--idempotency-key", "k"];
+    let first = feed(&arguments, &subscriptions(3_000));
+    assert_eq!(code(&first), 77, "{}", stderr(&first));
+    assert!(stderr(&first).contains("--idempotency-key") && stderr(&first).contains("fanfare cancel M"), "{}", stderr(&first));
+    let before = daemon.taken().len();
+    assert!(before > 0 && before < 3_000);
+    daemon.state().play.refuse_after_adds = None;
+    let second = feed(&arguments, &subscriptions(3_000));
+    assert_eq!(code(&second), 0, "{}", stderr(&second));
+    assert_eq!(daemon.taken(), endpoints(3_000), "each once, in order");
+    let third = feed(&arguments, &subscriptions(3_000));
+    assert_eq!(code(&third), 0, "{}", stderr(&third));
+    assert_eq!(daemon.taken().len(), 3_000);
+    let other_file = feed(&arguments, &subscriptions(2_000));
+    assert_eq!(code(&other_file), 64, "{}", stderr(&other_file));
+}
+
+#[test]
+fn rejected_subscriptions_are_told_by_their_place_in_the_file() {
+    let daemon = Daemon::start(Play { reject: Some(1_234), ..Play::default() });
+    let output = feed(&["--socket", &daemon.socket, "send", "--to", "-"], &subscriptions(2_000));
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines[0]["rejected"]["index"], 1_234);
+    assert_eq!((&lines[1]["rejected"], &lines[1]["recipients"]), (&json!(1), &json!(1_999)));
+}
+
+// The daemon that is played.
+
+/// What the played daemon does.
+#[derive(Default)]
+struct Play {
+    /// Given out one after the other, whatever is asked; an event is followed by the next without a request.
+    answers: VecDeque<Value>,
+    /// Ends the connection when the answers are used up.
+    hang_up: bool,
+    /// Takes so many adds, then ends the connection without answering the last of them; once.
+    lose_after_adds: Option<usize>,
+    /// Then so many adds get `overloaded`.
+    overloaded_adds: usize,
+    /// From then on adds get `not_allowed`.
+    refuse_after_adds: Option<usize>,
+    /// The n-th subscription is rejected.
+    reject: Option<usize>,
+}
+
+#[derive(Default)]
+struct State {
+    play: Play,
+    requests: Vec<Value>,
+    adds: usize,
+    position: Value,
+    taken: Vec<String>,
+    closed: bool,
+}
+
+struct Daemon {
+    directory: TempDir,
+    socket: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl Daemon {
+    fn start(play: Play) -> Daemon {
+        let directory = TempDir::new().expect("a temporary directory");
+        let socket: PathBuf = directory.path().join("fanfare.sock");
+        let listener = UnixListener::bind(&socket).expect("the directory is writable");
+        let state = Arc::new(Mutex::new(State { play, ..State::default() }));
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let shared = shared.clone();
+                std::thread::spawn(move || serve(stream.expect("a connection"), &shared));
+            }
+        });
+        Daemon { socket: socket.to_str().expect("the path is text").to_owned(), directory, state }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("the played daemon did not panic")
+    }
+
+    fn requests(&self) -> Vec<Value> {
+        self.state().requests.clone()
+    }
+
+    fn taken(&self) -> Vec<String> {
+        self.state().taken.clone()
+    }
+}
+
+fn serve(stream: UnixStream, state: &Mutex<State>) {
+    let mut writer = stream.try_clone().expect("a second handle");
+    for line in BufReader::new(stream).lines() {
+        let Ok(line) = line else { return };
+        let request: Value = serde_json::from_str(&line).expect("every request is JSON");
+        let mut state = state.lock().expect("no panic");
+        state.requests.push(request.clone());
+        for reply in state.answer(&request) {
+            if writeln!(writer, "{reply}").is_err() {
+                return;
+            }
+        }
+        if state.play.hang_up && state.play.answers.is_empty() || state.play.lose_after_adds == Some(state.adds) {
+            state.play.lose_after_adds = None;
+            let _ = writer.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+    }
+}
+
+impl State {
+    fn answer(&mut self, request: &Value) -> Vec<Value> {
+        if !self.play.answers.is_empty() {
+            let mut replies = Vec::new();
+            while let Some(reply) = self.play.answers.pop_front() {
+                let is_last = reply.get("ok").is_some();
+                replies.push(reply);
+                if is_last {
+                    break;
+                }
+            }
+            return replies;
+        }
+        let refused = |code: &str, more: Value| {
+            let mut error = json!({"code": code, "message": "as the test wants it", "retry_after": 0.05});
+            error.as_object_mut().expect("made above").extend(more.as_object().expect("an object").clone());
+            vec![json!({"ok": false, "error": error})]
+        };
+        match request["op"].as_str().expect("every request has op") {
+            "send" => vec![json!({"ok": true, "message_id": "M", "state": "sending", "expires": "2027-01-01T00:00:00Z",
+                "recipients": self.taken.len(), "position": self.position, "duplicate": !self.position.is_null()})],
+            "add" => {
+                if self.play.refuse_after_adds.is_some_and(|adds| self.adds >= adds) {
+                    return refused("not_allowed", json!({}));
+                }
+                if self.adds >= 3 && self.play.overloaded_adds > 0 {
+                    self.play.overloaded_adds -= 1;
+                    return refused("overloaded", json!({}));
+                }
+                if request["position"] == self.position {
+                    return vec![json!({"ok": true, "duplicate": true})];
+                }
+                if request["previous"] != self.position {
+                    return refused("conflict", json!({"position": self.position}));
+                }
+                let mut rejected = Vec::new();
+                for (index, subscription) in request["subscriptions"].as_array().expect("an array").iter().enumerate() {
+                    let endpoint = subscription["endpoint"].as_str().expect("the tests make it").to_owned();
+                    if self.play.reject.is_some_and(|n| endpoint.ends_with(&format!("/{n}"))) {
+                        rejected
+                            .push(json!({"index": index, "code": "invalid_field", "field": "keys.auth", "message": "too short"}));
+                    } else {
+                        self.taken.push(endpoint);
+                    }
+                }
+                self.position = request["position"].clone();
+                self.adds += 1;
+                if self.play.lose_after_adds == Some(self.adds) {
+                    return Vec::new();
+                }
+                if rejected.is_empty() { vec![json!({"ok": true})] } else { vec![json!({"ok": true, "rejected": rejected})] }
+            }
+            "close" => {
+                self.closed = true;
+                vec![json!({"ok": true})]
+            }
+            "status" => vec![
+                json!({"ok": true, "message_id": "M", "state": "sending", "open": !self.closed, "recipients": self.taken.len(),
+                "pending": 0, "expires": "2027-01-01T00:00:00Z"}),
+            ],
+            "events" => vec![json!({"ok": true, "cursor": "c0", "more": false})],
+            _ => vec![json!({"ok": true})],
+        }
+    }
+}
