@@ -3,6 +3,7 @@
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod deliver;
 pub mod encrypt;
 pub mod endpoint;
@@ -10,6 +11,8 @@ pub mod exit;
 pub mod ingest;
 pub mod limits;
 pub mod message;
+pub mod metrics;
 pub mod outcome;
 pub mod schedule;
 pub mod setup;
+pub mod store;

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { config, socket, json, command } = arguments;
     match command {
-        Command::Serve => serve(load(config.as_deref(), socket)?),
+        Command::Serve => serve(config.as_deref(), socket),
         Command::CheckConfig => setup::check(&load(config.as_deref(), socket)?, json),
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Keygen(arguments) => setup::keygen(&arguments),
@@ -101,7 +101,25 @@ fn load(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure>
     Ok(config)
 }
 
-fn serve(config: Config) -> Result<(), Failure> {
-    let _ = config;
-    Err(Failure::new(Exit::Unavailable, "nothing to serve"))
+/// Runs the daemon; at SIGHUP it reads the same file and environment again.
+fn serve(file: Option<&Path>, socket: Option<PathBuf>) -> Result<(), Failure> {
+    let config = load(file, socket.clone())?;
+    log();
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let reload = || load(file, socket.clone()).map_err(|failure| failure.message);
+    fanfare::daemon::serve(config, reload).map_err(|error| Failure::new(error.exit(), error.to_string()))
+}
+
+/// Logs to stderr, from `info` on unless `FANFARE_LOG` says otherwise. The journal has its own clock.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FANFARE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
 }

@@ -1,5 +1,353 @@
-//! Worker threads that load runs, seal them and hand them to `deliver`.
+//! Worker threads: each takes a run, reads its row once, claims and filters what is in it, seals it in slices of eight, and posts
+//! each slice. Between two slices it looks for an urgent run.
+//!
+//! What is claimed leaves a worker in exactly one way: posted, or settled (ended, held back, waiting by itself, or given back).
 
 pub mod key;
 pub mod payload;
 pub mod vapid;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::clock;
+use crate::deliver::Pool;
+use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
+use crate::encrypt::vapid::{Authorization, Tokens};
+use crate::message::{Delivery, Encoding, Ending, Origin, Sealed, UnixMillis};
+use crate::metrics;
+use crate::outcome::verdict::reason;
+use crate::schedule::origins::{Admit, Table};
+use crate::schedule::{Run, Source};
+use crate::store::live::{Batch, List};
+use crate::store::writer::{Settle, Settled, Settlement};
+use crate::store::{ReadError, Store, family, record};
+
+/// Deliveries that are sealed together; also how often a worker looks for an urgent run.
+const SLICE: usize = 8;
+
+/// What all workers share.
+pub struct Shared {
+    pub store: Arc<Store>,
+    pub origins: Arc<Table>,
+    pub tokens: Arc<Tokens>,
+    pub pool: Pool,
+    pub settles: Sender<Settle>,
+    /// Rung when a run was taken: the scheduler may have another.
+    pub wake: Sender<()>,
+    pub high: Receiver<Run>,
+    pub normal: Receiver<Run>,
+    /// `encrypt.padding`.
+    pub padding: usize,
+    pub stop: Arc<AtomicBool>,
+}
+
+/// One worker thread.
+pub struct Worker {
+    shared: Arc<Shared>,
+    sealer: Sealer,
+    bodies: Vec<Result<Body, SealError>>,
+}
+
+impl Worker {
+    /// A worker with its own sealer.
+    pub fn new(shared: Arc<Shared>, sealer: Sealer) -> Worker {
+        Worker { shared, sealer, bodies: Vec::with_capacity(SLICE) }
+    }
+
+    /// Works until `stop` is set.
+    pub fn run(mut self, progress: impl Fn()) {
+        let shared = self.shared.clone();
+        while !shared.stop.load(Ordering::Relaxed) {
+            progress();
+            let run = match shared.high.try_recv() {
+                Ok(run) => run,
+                Err(_) => {
+                    let taken = crossbeam_channel::select_biased! {
+                        recv(shared.high) -> run => run,
+                        recv(shared.normal) -> run => run,
+                        default(Duration::from_millis(500)) => continue,
+                    };
+                    let Ok(run) = taken else { return };
+                    run
+                }
+            };
+            // A full bell has rung already.
+            let _rung = shared.wake.try_send(());
+            self.work(run);
+        }
+    }
+
+    fn work(&mut self, run: Run) {
+        let shared = self.shared.clone();
+        let loaded = load(&shared.store, &run).unwrap_or_else(|ReadError| {
+            // The store is being reopened: what the run held is still on disk, and the lane reads it again.
+            Loaded { deliveries: Vec::new(), back: true }
+        });
+        let service = run.lane.service;
+        shared.origins.unsent(service, run.origin.as_ref(), usize::from(run.most) - loaded.deliveries.len());
+        if loaded.back {
+            shared.settle_unread(&run);
+        }
+        let mut settled = Vec::new();
+        let mut slice: Vec<Ready> = Vec::with_capacity(SLICE);
+        let mut waiting = loaded.deliveries.into_iter();
+        loop {
+            for delivery in waiting.by_ref() {
+                match shared.check(delivery, &run, clock::now()) {
+                    Ok(ready) => slice.push(ready),
+                    Err(done) => settled.push(*done),
+                }
+                if slice.len() == SLICE {
+                    break;
+                }
+            }
+            if slice.is_empty() {
+                break;
+            }
+            if !shared.wait_for_gate() {
+                settled.extend(slice.drain(..).map(|ready| shared.give_back(ready, &run)));
+                continue;
+            }
+            self.seal(&mut slice, &run, &mut settled);
+            while let Ok(urgent) = shared.high.try_recv() {
+                let _rung = shared.wake.try_send(());
+                self.work(urgent);
+            }
+        }
+        if !settled.is_empty() {
+            // The writer ends after the workers.
+            let _ended = shared.settles.send(Settle::Slice(settled));
+        }
+    }
+
+    fn seal(&mut self, slice: &mut Vec<Ready>, run: &Run, settled: &mut Vec<Settled>) {
+        let started = Instant::now();
+        let shared = &self.shared;
+        let plains: Vec<Plain<'_>> = slice
+            .iter()
+            .map(|Ready { delivery, .. }| {
+                let (message, recipient) = (&delivery.message, &delivery.recipient);
+                let padding = if delivery.shrink { 0 } else { shared.padding };
+                Plain {
+                    p256dh: &recipient.p256dh,
+                    auth: &recipient.auth,
+                    encoding: recipient.encoding,
+                    payload: &message.body,
+                    pad_to: padded_len(message.body.len(), padding, mobile_limited(recipient.service)),
+                }
+            })
+            .collect();
+        self.sealer.seal(&plains, &mut self.bodies);
+        drop(plains);
+        let mut sealed = Vec::with_capacity(slice.len());
+        for (ready, body) in slice.drain(..).zip(self.bodies.drain(..)) {
+            match body {
+                Ok(body) => sealed.push(shared.sealed(ready, body)),
+                Err(SealError::Random) => settled.push(shared.give_back(ready, run)),
+                Err(SealError::InvalidKey | SealError::TooLong) => {
+                    // Checked at the door: only a damaged row comes here.
+                    shared.origins.answered(run.lane.service, &ready.origin, clock::now(), None, None);
+                    settled.push(ended(ready.delivery, Ending::Refused, reason::BAD_ENCRYPTION));
+                }
+            }
+        }
+        metrics::sealed(started.elapsed(), sealed.len());
+        shared.pool.post(sealed);
+    }
+}
+
+/// A delivery that may be sent, with where and how it is signed.
+struct Ready {
+    delivery: Box<Delivery>,
+    origin: Origin,
+    authorization: Authorization,
+}
+
+impl Shared {
+    /// Whether a claimed delivery is sent now; otherwise what becomes of it.
+    fn check(&self, delivery: Box<Delivery>, run: &Run, now: UnixMillis) -> Result<Ready, Box<Settled>> {
+        let out = |delivery, what| {
+            self.origins.unsent(run.lane.service, run.origin.as_ref(), 1);
+            Err(Box::new(Settled { delivery, what }))
+        };
+        let message = &delivery.message;
+        let rules = self.store.rules.load();
+        if rules.cancels(message.id, &message.app, message.label.as_ref()) {
+            return out(delivery, end(Ending::Cancelled, "cancelled"));
+        }
+        // RFC 8030 counts TTL in whole seconds: with less than one left there is nothing to send.
+        let too_late = if message.ttl_zero { message.expires <= now } else { message.expires.since(now) < 1_000 };
+        if too_late {
+            let why = if message.ttl_zero { "ttl_zero_patience" } else { reason::DEADLINE };
+            return out(delivery, end(Ending::Expired, why));
+        }
+        if delivery.recipient.expiration.is_some_and(|expiration| expiration <= now) {
+            return out(delivery, end(Ending::Gone, "expiration_time"));
+        }
+        if let Some(holder) = rules.holder(message) {
+            return out(delivery, Settlement::Hold(holder));
+        }
+        drop(rules);
+        let origin = match &run.origin {
+            Some(origin) if *origin.0 == *delivery.recipient.endpoint.origin_str() => origin.clone(),
+            _ => {
+                // Not the origin that the run was counted at: this delivery asks for itself.
+                let origin = Origin(Arc::from(delivery.recipient.endpoint.origin_str()));
+                if let Some(counted) = &run.origin {
+                    self.origins.unsent(run.lane.service, Some(counted), 1);
+                    self.origins.handed_out(run.lane.service, None, now, 1);
+                }
+                match self.origins.admit(run.lane.service, &origin, now, run.lane.urgency.rank()) {
+                    Admit::Go => origin,
+                    Admit::Wait(until) => {
+                        self.origins.unsent(run.lane.service, None, 1);
+                        let until = until.min(message.expires);
+                        let what = Settlement::Wait { until, counts_retry: false };
+                        return Err(Box::new(Settled { delivery, what }));
+                    }
+                }
+            }
+        };
+        let done = |what, delivery| {
+            self.origins.answered(run.lane.service, &origin, now, None, None);
+            Err(Box::new(Settled { delivery, what }))
+        };
+        let Some(key) = self.key_for(&delivery) else {
+            return done(end(Ending::Refused, "no_such_app"), delivery);
+        };
+        let (app, encoding) = (&delivery.message.app, delivery.recipient.encoding);
+        match self.tokens.authorization(app, key, &origin, encoding, now) {
+            Some(authorization) => Ok(Ready { delivery, origin, authorization }),
+            None => done(end(Ending::Refused, "no_such_app"), delivery),
+        }
+    }
+
+    /// Which of the app's keys signs: the one the subscription was made with, or the next that was not answered with a
+    /// mismatch.
+    fn key_for(&self, delivery: &Delivery) -> Option<usize> {
+        let app = &delivery.message.app;
+        let keys = self.tokens.keys(app);
+        let own = delivery.recipient.key.and_then(|key| keys.iter().position(|known| *known == key)).unwrap_or(0);
+        let untried = |index: &usize| delivery.tried_keys >> *index & 1 == 0;
+        std::iter::once(own).chain(0..keys.len().min(8)).find(untried).or(Some(own)).filter(|index| *index < keys.len())
+    }
+
+    fn sealed(&self, ready: Ready, body: Body) -> Sealed {
+        let Ready { delivery, origin, authorization } = ready;
+        let aesgcm = match (delivery.recipient.encoding, body.aesgcm, &authorization.p256ecdsa) {
+            (Encoding::Aesgcm, Some(headers), Some(key)) => {
+                let crypto_key = headers.crypto_key(key);
+                Some((headers.encryption, crypto_key))
+            }
+            _ => None,
+        };
+        let topic = delivery.message.topic.as_ref().map(|topic| self.topic(&delivery.message.app, topic));
+        Sealed { delivery, origin, authorization: authorization.value, key: authorization.key, topic, aesgcm, body: body.bytes }
+    }
+
+    /// The keyed hash that goes out as `Topic`: 32 characters, as Apple decodes it (PUSH-SERVICES 1, fact 7), and the push
+    /// service does not learn what the application calls its topics (RFC 8030 section 5.4).
+    fn topic(&self, app: &str, topic: &str) -> http::HeaderValue {
+        let hash = self.store.keyed_hash(format!("topic\0{app}\0{topic}").as_bytes());
+        let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&hash[..24]);
+        http::HeaderValue::try_from(text).expect("base64url is visible ASCII")
+    }
+
+    /// Waits while nothing may be sent (a late checkpoint, a full disk); false if the daemon stops meanwhile.
+    fn wait_for_gate(&self) -> bool {
+        while !self.store.gates.may_send() {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn give_back(&self, ready: Ready, run: &Run) -> Settled {
+        self.origins.answered(run.lane.service, &ready.origin, clock::now(), None, None);
+        Settled { delivery: ready.delivery, what: Settlement::Back }
+    }
+
+    /// A run that could not be read: its lane is told to read it again.
+    fn settle_unread(&self, run: &Run) {
+        let _ended = self.settles.send(match &run.source {
+            Source::Row(key) => Settle::Unread { batch: key.batch(), count: key.count, due: None },
+            Source::Chunk(key, list) => {
+                Settle::Unread { batch: key.batch(list.message.urgency), count: key.count, due: None }
+            }
+            Source::Due(keys) => match keys.first() {
+                Some(first) => Settle::Unread { batch: first.delivery.batch, count: 0, due: Some(first.time) },
+                None => return,
+            },
+        });
+    }
+}
+
+fn end(ending: Ending, reason: &'static str) -> Settlement {
+    Settlement::Ended { ending, reason, status: None, key: None }
+}
+
+fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settled {
+    Settled { delivery, what: end(ending, reason) }
+}
+
+struct Loaded {
+    deliveries: Vec<Box<Delivery>>,
+    /// Something could not be read just now.
+    back: bool,
+}
+
+/// Claims and reads the deliveries of a run.
+fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
+    let mut deliveries = Vec::new();
+    match &run.source {
+        Source::Row(key) => {
+            let batch = match &run.batch {
+                Some(batch) => batch.clone(),
+                None => store.batch(key.batch(), key.count)?,
+            };
+            let Some(row) = store.work_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
+            let claimed = batch.claim(run.from, run.most);
+            deliveries = store.work_row_deliveries(key, &claimed, &row);
+            release_missing(&batch, None, &claimed, &deliveries);
+        }
+        Source::Chunk(key, list) => {
+            let id = key.batch(list.message.urgency);
+            let batch = store.batch(id, key.count)?;
+            let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
+            let claimed = list.claim(&batch, run.from, run.most);
+            if record::read_chunk_row(&row, id, &list.message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
+                store.corrupt(family::LIST);
+            }
+            release_missing(&batch, Some(list), &claimed, &deliveries);
+        }
+        Source::Due(keys) => {
+            for key in keys {
+                match store.claim_due(key) {
+                    Ok(found) => deliveries.extend(found),
+                    Err(ReadError) => return Ok(Loaded { deliveries, back: true }),
+                }
+            }
+        }
+    }
+    Ok(Loaded { deliveries, back: false })
+}
+
+/// What was claimed but would not decode is given back: it is counted and told, and never sent.
+fn release_missing(batch: &Arc<Batch>, list: Option<&Arc<List>>, claimed: &[u16], read: &[Box<Delivery>]) {
+    if claimed.len() == read.len() {
+        return;
+    }
+    let missing: Vec<u16> =
+        claimed.iter().copied().filter(|index| !read.iter().any(|delivery| delivery.id.index == *index)).collect();
+    match list {
+        None => missing.iter().for_each(|index| batch.release(*index)),
+        Some(list) => list.release(batch, &missing),
+    }
+}

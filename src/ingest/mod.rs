@@ -1,7 +1,414 @@
-//! The sockets: one task a connection.
+//! The sockets. Two tasks a connection: one reads lines, checks them and hands the writes over in slices; the other answers, in
+//! the order of the requests, and does what only reads. A line is answered `"ok":true` after its commit is on disk (promise 1).
+//!
+//! Bounds: a connection has at most 4 MiB and 10,000 lines unanswered, all together `ingest.memory_mb`; beyond that it is not read.
+//! A client that does not take its replies is cut off.
 
+pub mod answer;
 pub mod json;
 pub mod keys;
 pub mod line;
 pub mod reply;
 pub mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::Sender;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::clock;
+use crate::encrypt::vapid::Tokens;
+use crate::ingest::answer::{Answerer, Item, Told};
+use crate::ingest::line::{Rules, parse};
+use crate::ingest::request::{Add, Code, Problem, Request, RequestId, To};
+use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
+use crate::metrics;
+use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send};
+use crate::store::live::ListKey;
+use crate::store::{Store, commit};
+
+/// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Lines that the writer's queue holds.
+pub const QUEUE_LINES: usize = 65_536;
+/// Lines and bytes that are handed over together.
+const SLICE_LINES: usize = 1_024;
+const SLICE_BYTES: usize = 512 * 1024;
+/// Read at once.
+const READ_BYTES: usize = 64 * 1024;
+
+const _: () = assert!(SLICE_LINES <= CONNECTION_LINES && SLICE_LINES <= QUEUE_LINES);
+const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
+
+/// What all connections share.
+pub struct Door {
+    pub store: Arc<Store>,
+    pub tokens: Arc<Tokens>,
+    pub commits: Sender<Writes>,
+    /// Places in the writer's queue.
+    pub places: Arc<Semaphore>,
+    /// KiB of `ingest.memory_mb`.
+    pub memory: Arc<Semaphore>,
+    pub memory_kib: usize,
+    pub line_limit: usize,
+    pub connections: usize,
+    pub ttl0_patience: Duration,
+    /// The array that `origins` answers, as JSON.
+    pub origins: Box<dyn Fn() -> String + Send + Sync>,
+    /// Open connections.
+    pub open: AtomicUsize,
+    /// True: no line is read any more.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// One socket: which apps exist on it, and what its lines are judged by. Replaced at reload.
+pub struct Socket {
+    pub name: String,
+    pub rules: ArcSwap<Rules>,
+    /// `drain` and the like are allowed here.
+    pub operator: bool,
+}
+
+impl Socket {
+    /// The apps of this socket.
+    pub fn apps(&self) -> Apps {
+        Arc::new(self.rules.load().apps.keys().cloned().collect())
+    }
+}
+
+/// Accepts connections until `stop`.
+pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>) {
+    let mut stop = door.stop.clone();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors: those in use will end.
+                    tracing::error!(socket = socket.name, %error, "accepting failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = stopping(&mut stop) => return,
+        };
+        if door.open.fetch_add(1, Ordering::Relaxed) >= door.connections {
+            door.open.fetch_sub(1, Ordering::Relaxed);
+            metrics::rejected(Code::Overloaded);
+            tokio::spawn(refuse(stream));
+            continue;
+        }
+        let peer = stream.peer_cred().ok();
+        tracing::info!(
+            socket = socket.name,
+            uid = peer.as_ref().map(|peer| peer.uid()),
+            gid = peer.as_ref().map(|peer| peer.gid()),
+            pid = peer.and_then(|peer| peer.pid()),
+            "connected"
+        );
+        let (socket, door) = (socket.clone(), door.clone());
+        tokio::spawn(async move {
+            converse(stream, socket, door.clone()).await;
+            door.open.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+/// Ends when no line is to be read any more.
+pub(crate) async fn stopping(stop: &mut watch::Receiver<bool>) {
+    // Without its sender the daemon has ended.
+    let _ended = stop.wait_for(|stop| *stop).await;
+}
+
+/// One connection too many gets one line.
+async fn refuse(mut stream: UnixStream) {
+    use tokio::io::AsyncWriteExt;
+    let mut line = Vec::new();
+    let problem = problem(Code::Overloaded, None, "there are ingest.connections connections already");
+    reply::write_problem(&mut line, &None, &problem, Some(1.0), &[]);
+    // It may have gone already.
+    let _gone = timeout(PATIENCE, stream.write_all(&line)).await;
+}
+
+fn problem(code: Code, field: Option<&str>, message: &str) -> Problem {
+    Problem { code, field: field.map(str::to_owned), message: message.to_owned() }
+}
+
+async fn converse(stream: UnixStream, socket: Arc<Socket>, door: Arc<Door>) {
+    let (read, write) = stream.into_split();
+    let (items, waiting) = mpsc::unbounded_channel();
+    let answerer = Answerer { door: door.clone(), socket: socket.clone(), items: waiting, out: write };
+    let answering = tokio::spawn(answerer.run());
+    let mut reader = Reader {
+        share: Share {
+            lines: Arc::new(Semaphore::new(CONNECTION_LINES)),
+            bytes: Arc::new(Semaphore::new(CONNECTION_BYTES.max(door.line_limit * 2))),
+        },
+        socket,
+        door,
+        items,
+        slice: Slice::default(),
+        follows: false,
+    };
+    let mut stop = reader.door.stop.clone();
+    let items = reader.items.clone();
+    tokio::select! {
+        () = reader.run(read) => {}
+        () = stopping(&mut stop) => {}
+        // The client does not take its answers, or has gone.
+        () = items.closed() => {}
+    }
+    drop(items);
+    drop(reader);
+    // What was handed over is still answered.
+    let _ended = answering.await;
+}
+
+/// What this connection may have unanswered.
+struct Share {
+    lines: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+struct Reader {
+    share: Share,
+    socket: Arc<Socket>,
+    door: Arc<Door>,
+    items: mpsc::UnboundedSender<Item>,
+    slice: Slice,
+    /// A following `events` is the last request of its connection.
+    follows: bool,
+}
+
+/// Writes that are handed over together.
+#[derive(Default)]
+struct Slice {
+    ops: Vec<Op>,
+    told: Vec<Told>,
+    bytes: usize,
+}
+
+impl Reader {
+    async fn run(&mut self, mut read: OwnedReadHalf) {
+        let mut buffer: Vec<u8> = Vec::with_capacity(READ_BYTES);
+        // Of a line that is too long the rest is skipped.
+        let mut skipping = false;
+        loop {
+            // A client that went away without an end is one that went away.
+            if !matches!(read.read_buf(&mut buffer).await, Ok(n) if n > 0) {
+                break;
+            }
+            let mut start = 0;
+            while let Some(end) = buffer[start..].iter().position(|byte| *byte == b'\n') {
+                let line = &buffer[start..start + end];
+                start += end + 1;
+                if std::mem::take(&mut skipping) {
+                    continue;
+                }
+                if line.len() > self.door.line_limit {
+                    self.too_long().await;
+                } else if !self.line(line).await {
+                    return;
+                }
+                if self.slice.ops.len() >= SLICE_LINES || self.slice.bytes >= SLICE_BYTES {
+                    self.hand_over().await;
+                }
+            }
+            buffer.drain(..start);
+            if buffer.len() > self.door.line_limit {
+                buffer.clear();
+                if !std::mem::replace(&mut skipping, true) {
+                    self.too_long().await;
+                }
+            }
+            self.hand_over().await;
+            buffer.reserve(READ_BYTES);
+        }
+        self.hand_over().await;
+    }
+
+    async fn too_long(&mut self) {
+        let message = format!("a line may have {} bytes at most (ingest.line_limit)", self.door.line_limit);
+        self.refuse(None, problem(Code::LineTooLong, None, &message)).await;
+    }
+
+    /// Reads one line; false if nothing behind it is read.
+    async fn line(&mut self, line: &[u8]) -> bool {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            return true;
+        }
+        metrics::lines(1);
+        let now = clock::now();
+        let (id, request) = {
+            let rules = self.socket.rules.load();
+            parse(line, &rules, now)
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err(problem) => {
+                self.refuse(id, problem).await;
+                return true;
+            }
+        };
+        match self.prepare(request, &id, now) {
+            Prepared::Write(op, told) => {
+                self.slice.bytes += line.len();
+                self.slice.ops.push(op);
+                self.slice.told.push(told);
+            }
+            Prepared::Read(request) => {
+                self.hand_over().await;
+                self.follows = matches!(&request, Request::Events(events) if events.follow);
+                let places = self.own_share(1, line.len()).await;
+                // The answering half has ended: so does this one, at its next read.
+                let _ended = self.items.send(Item::Read { id, request, places });
+            }
+            Prepared::Refused(problem) => self.refuse(id, problem).await,
+        }
+        !self.follows
+    }
+
+    fn prepare(&self, request: Request, id: &RequestId, now: crate::message::UnixMillis) -> Prepared {
+        let apps = || self.socket.apps();
+        let preparing = |app: &str| Preparing {
+            now,
+            ttl0_patience: self.door.ttl0_patience,
+            first_key: self.door.tokens.keys(app).first().copied().unwrap_or(crate::message::KeyId([0; 8])),
+            services: &self.door.store.services,
+        };
+        let id = id.clone();
+        match request {
+            Request::Send(mut send) => {
+                let rejected = match &mut send.to {
+                    // Only their number is stored.
+                    To::Subscriptions(subscriptions) => subscriptions.rejected.clone(),
+                    To::Stream => Vec::new(),
+                };
+                let app = send.app.clone();
+                Prepared::Write(Op::Send(Box::new(prepare_send(*send, &preparing(&app)))), Told::Send { id, rejected })
+            }
+            Request::Add(add) => {
+                let message_id = add.message_id;
+                let list = self.door.store.lists.get(ListKey::of(message_id)).filter(|list| list.message.id == message_id);
+                let rejected = add.subscriptions.rejected.clone();
+                let told = Told::Add { id, message_id, rejected };
+                let op = match list {
+                    Some(list) => {
+                        let app = &list.message.app;
+                        prepare_add(add, app, list.message.topic.as_deref(), apps(), &preparing(app))
+                    }
+                    // The writer says what is wrong with it.
+                    None => Op::Add { message_id, chunks: Vec::new(), rejected: 0, step: Add::step(add), apps: apps() },
+                };
+                Prepared::Write(op, told)
+            }
+            Request::Close { message_id, step } => {
+                Prepared::Write(Op::Close { message_id, step, apps: apps() }, Told::Add { id, message_id, rejected: Vec::new() })
+            }
+            Request::Cancel(target) => Prepared::Write(Op::Cancel { target, apps: apps() }, Told::Plain { id }),
+            Request::Pause(target) => Prepared::Write(Op::Pause { target, apps: apps() }, Told::Plain { id }),
+            Request::Resume { target, rate } => Prepared::Write(Op::Resume { target, rate, apps: apps() }, Told::Plain { id }),
+            Request::Drain { on } if self.socket.operator => Prepared::Write(Op::Drain { on }, Told::Plain { id }),
+            Request::Drain { .. } => {
+                Prepared::Refused(problem(Code::NotAllowed, Some("op"), "drain is for the operator's socket"))
+            }
+            Request::Ping => Prepared::Write(Op::Pass, Told::Ping { id }),
+            read => Prepared::Read(read),
+        }
+    }
+
+    async fn refuse(&mut self, id: RequestId, problem: Problem) {
+        self.hand_over().await;
+        metrics::rejected(problem.code);
+        let mut line = Vec::with_capacity(160);
+        reply::write_problem(&mut line, &id, &problem, None, &[]);
+        let places = self.own_share(1, line.len()).await;
+        let _ended = self.items.send(Item::Now { line, places });
+    }
+
+    /// Hands the collected writes to the writer.
+    async fn hand_over(&mut self) {
+        if self.slice.ops.is_empty() {
+            return;
+        }
+        let Slice { ops, told, bytes } = std::mem::take(&mut self.slice);
+        let own = self.own_share(ops.len(), bytes).await;
+        let kib = u32::try_from((bytes / 1024 + 1).min(self.door.memory_kib)).unwrap_or(u32::MAX);
+        let lines = u32::try_from(ops.len()).expect("a slice is bounded");
+        let shared = timeout(PATIENCE, async {
+            let place = self.door.places.clone().acquire_many_owned(lines).await;
+            let memory = self.door.memory.clone().acquire_many_owned(kib).await;
+            [place, memory]
+        })
+        .await;
+        let Ok([Ok(place), Ok(memory)]) = shared else {
+            return self.overloaded(told, own);
+        };
+        let (reply, answers) = oneshot::channel();
+        let writes = Writes { ops, reply, places: vec![place, memory] };
+        let began = std::time::Instant::now();
+        // There is a place, so this does not wait; where the writer has ended, the answers say so.
+        let _ended = self.door.commits.send(writes);
+        let _ended = self.items.send(Item::Writes { told, answers, began, places: own });
+    }
+
+    fn overloaded(&self, told: Vec<Told>, places: Vec<OwnedSemaphorePermit>) {
+        let mut line = Vec::new();
+        for told in &told {
+            metrics::rejected(Code::Overloaded);
+            let problem = problem(Code::Overloaded, None, "the writer is behind: try again");
+            reply::write_problem(&mut line, told.id(), &problem, Some(1.0), &[]);
+        }
+        let _ended = self.items.send(Item::Now { line, places });
+    }
+
+    async fn own_share(&self, lines: usize, bytes: usize) -> Vec<OwnedSemaphorePermit> {
+        let lines = u32::try_from(lines.min(CONNECTION_LINES)).expect("bounded");
+        let bytes = u32::try_from(bytes.min(CONNECTION_BYTES)).expect("bounded");
+        let mut places = Vec::with_capacity(2);
+        // These semaphores are never closed.
+        places.extend(self.share.lines.clone().acquire_many_owned(lines).await);
+        places.extend(self.share.bytes.clone().acquire_many_owned(bytes).await);
+        places
+    }
+}
+
+enum Prepared {
+    Write(Op, Told),
+    Read(Request),
+    Refused(Problem),
+}
+
+impl Add {
+    fn step(add: Add) -> Option<request::Step> {
+        add.step
+    }
+}
+
+/// The answers of a writer that has ended.
+pub(crate) fn stopped() -> Done {
+    Done::Failed {
+        problem: problem(Code::ShuttingDown, None, "the daemon is stopping: whether this line was taken is not known"),
+        retry_after: Some(5.0),
+        position: None,
+    }
+}
+
+/// Whether a name is a subscription's (for `events`).
+pub fn subscription_name(id: &crate::message::SubscriptionId) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(id.0)
+}
+
+/// The id of an endpoint's subscription, as the protocol writes it.
+pub fn name_of_endpoint(endpoint: &str) -> String {
+    subscription_name(&commit::subscription_id(endpoint))
+}

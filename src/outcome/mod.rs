@@ -1,4 +1,148 @@
-//! Settles what came back.
+//! Settles what came back: one thread that asks [`verdict`] what each answer means, tells the origin's health, and hands what is
+//! to be written to the writer, in slices.
 
 pub mod retry_after;
 pub mod verdict;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::clock;
+use crate::encrypt::vapid::Tokens;
+use crate::message::{Answer, Answered, Blame, Ending, UnixMillis, Verdict};
+use crate::metrics;
+use crate::outcome::verdict::{CONCERN_THE_OPERATOR, Case, last_error, reason, verdict};
+use crate::schedule::backoff::{Bounds, retry_at};
+use crate::schedule::lane::Heard;
+use crate::schedule::origins::Table;
+use crate::store::writer::{Settle, Settled, Settlement};
+use crate::store::{Origins, Store};
+
+/// Answers that are settled in one slice.
+const SLICE: usize = 256;
+
+/// What the outcome thread works with.
+pub struct Outcome {
+    pub store: Arc<Store>,
+    pub answers: Receiver<Answered>,
+    pub settles: Sender<Settle>,
+    pub origins: Arc<Table>,
+    pub tokens: Arc<Tokens>,
+    /// Rung when places have become free.
+    pub wake: Sender<()>,
+    pub retry: Bounds,
+    /// Whether padding is configured.
+    pub padding: bool,
+    /// Set when everything that was posted is answered.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Outcome {
+    /// Works until `stop` is set and nothing is left.
+    pub fn run(self, progress: impl Fn()) {
+        loop {
+            progress();
+            let first = match self.answers.recv_timeout(Duration::from_millis(200)) {
+                Ok(answered) => answered,
+                Err(RecvTimeoutError::Timeout) if !self.stop.load(Ordering::Relaxed) => continue,
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let now = clock::now();
+            let mut settled = vec![self.settle(first, now)];
+            while settled.len() < SLICE
+                && let Ok(answered) = self.answers.try_recv()
+            {
+                settled.push(self.settle(answered, now));
+            }
+            // The writer ends after this thread; a full bell has rung already.
+            let _ended = self.settles.send(Settle::Slice(settled));
+            let _rung = self.wake.try_send(());
+        }
+    }
+
+    /// What becomes of one delivery.
+    pub fn settle(&self, answered: Answered, now: UnixMillis) -> Settled {
+        let service = answered.delivery.recipient.service;
+        let keys = self.tokens.keys(&answered.delivery.message.app);
+        let signed = keys.iter().position(|key| *key == answered.key);
+        let tried = answered.delivery.tried_keys | signed.map_or(0, |index| 1u8.checked_shl(index as u32).unwrap_or(0));
+        let other_key = (0..keys.len().min(8)).any(|index| tried >> index & 1 == 0);
+        let (verdict, blame) = verdict(&Case::of(&answered, self.padding, other_key, now));
+        let error = last_error(&answered.answer);
+        metrics::answered(&self.store.services.name(service), &answered);
+        let heard = Heard::of(&answered.answer, blame);
+        self.origins.answered(service, &answered.origin, now, heard, error);
+        match blame {
+            Blame::Service { not_before } => self.origins.close_service(service, now, not_before, error.unwrap_or("throttled")),
+            Blame::Sender => {
+                let remade = self.tokens.remake(&answered.delivery.message.app, answered.key, &answered.origin, now);
+                tracing::error!(
+                    host = answered.origin.host(),
+                    app = %answered.delivery.message.app,
+                    remade,
+                    "the push service refuses our VAPID token: check the clock and the subject"
+                );
+            }
+            Blame::Delivery | Blame::Origin { .. } | Blame::Trouble => {}
+        }
+        let Answered { mut delivery, origin, key, answer, .. } = answered;
+        let status = match &answer {
+            Answer::Response { status, .. } => Some(status.as_u16()),
+            _ => None,
+        };
+        let deadline = delivery.message.expires;
+        let what = match verdict {
+            Verdict::Ended { ending, reason } => {
+                if CONCERN_THE_OPERATOR.contains(&reason) {
+                    tracing::warn!(host = origin.host(), status, reason, "a delivery ended in a way that concerns the operator");
+                }
+                Settlement::Ended { ending, reason, status, key: Some(key) }
+            }
+            Verdict::Retry { not_before, reason } => {
+                delivery.attempts = delivery.attempts.saturating_add(1);
+                metrics::retried(&self.store.services.name(service), reason);
+                match retry_at(now, delivery.attempts, self.retry, not_before, deadline, random()) {
+                    Some(until) => Settlement::Wait { until, counts_retry: true },
+                    None => expired(status, key),
+                }
+            }
+            Verdict::OtherKey => {
+                delivery.tried_keys = tried;
+                Settlement::Wait { until: now, counts_retry: true }
+            }
+            Verdict::Shrink => {
+                delivery.shrink = true;
+                Settlement::Wait { until: now, counts_retry: true }
+            }
+            // It goes back to its lane, which is closed. In a service of several origins the lane is not: it waits by itself.
+            Verdict::Return { reason } => {
+                metrics::returned(&self.store.services.name(service), reason);
+                let alone = matches!(self.store.services.origins(service), Some(Origins::One(_)));
+                match (alone, &answer) {
+                    (true, _) | (_, Answer::Stopped) => Settlement::Back,
+                    (false, _) => {
+                        let until = self.origins.next_wake(&origin).unwrap_or(now.plus(1_000)).min(deadline);
+                        Settlement::Wait { until, counts_retry: false }
+                    }
+                }
+            }
+        };
+        Settled { delivery, what }
+    }
+}
+
+fn expired(status: Option<u16>, key: crate::message::KeyId) -> Settlement {
+    Settlement::Ended { ending: Ending::Expired, reason: reason::DEADLINE, status, key: Some(key) }
+}
+
+/// Spreads retries; the library's generator costs no system call.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Without random numbers the shortest wait is taken.
+    let _spread = aws_lc_rs::rand::fill(&mut bytes);
+    u64::from_be_bytes(bytes)
+}

@@ -1,5 +1,597 @@
-//! Picks what is due, lane by lane.
+//! Picks what is due, lane by lane, and hands out *runs*: a row, from where, how many at most. It sees keys, never a body.
+//!
+//! Promises. A run is handed out only if its origin has places for it. In a service the more urgent lane goes first; in a lane
+//! singles, what waited by itself, and each list take turns, so none of them waits for more than one turn of the others. A closed
+//! origin costs nothing but its probes. Memory holds a bounded number of rows per lane; what is behind them is on disk.
+//!
+//! [`Schedule::step`] does all that is to be done at one moment and says when to call it again. Time is passed in.
 
 pub mod backoff;
 pub mod lane;
+pub mod origins;
 pub mod pace;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use crate::message::{Ending, Lane, Origin, Rank, Service, UnixMillis, Urgency};
+use crate::schedule::origins::Table;
+use crate::schedule::pace::Pace;
+use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
+use crate::store::live::{Batch, List, ListKey, lanes_of};
+use crate::store::writer::{Fresh, Latest, News, Settle, first_row_key};
+use crate::store::{Origins, ReadError, Store, family, list_state};
+
+/// Deliveries of one run at most.
+pub const RUN_MAX: u16 = 64;
+/// Rows of a lane, or rows of `due`, that are kept in memory at most.
+const ROWS: usize = 256;
+
+/// What a worker is to do: read these, claim them, seal them.
+pub struct Run {
+    pub lane: Lane,
+    pub source: Source,
+    /// Index of the first delivery in the row.
+    pub from: u16,
+    /// Places of the row from `from` on, or rows of `due`; all are counted as handed out.
+    pub most: u16,
+    /// The service's one origin, where it has one: the run is counted there too.
+    pub origin: Option<Origin>,
+    /// The batch with its row, if it was committed just now.
+    pub batch: Option<Arc<Batch>>,
+}
+
+/// Where the deliveries of a run are.
+pub enum Source {
+    Row(WorkKey),
+    Chunk(ChunkKey, Arc<List>),
+    Due(Vec<DueKey>),
+}
+
+/// The places where runs go: two ranks, bounded.
+pub struct Queues {
+    pub high: Sender<Run>,
+    pub normal: Sender<Run>,
+}
+
+impl Queues {
+    fn of(&self, rank: Rank) -> &Sender<Run> {
+        match rank {
+            Rank::High => &self.high,
+            Rank::Normal => &self.normal,
+        }
+    }
+}
+
+/// The scheduler's state.
+pub struct Schedule {
+    store: Arc<Store>,
+    news: Arc<News>,
+    origins: Arc<Table>,
+    queues: Queues,
+    settles: Sender<Settle>,
+    services: Vec<Service>,
+    lanes: HashMap<Lane, LaneState>,
+    lists: HashMap<ListKey, ListRun>,
+    /// Deadlines of lists, and the times of those that are not to begin yet.
+    deadlines: BTreeSet<(UnixMillis, ListKey)>,
+    beginnings: BTreeSet<(UnixMillis, ListKey)>,
+    first_service: usize,
+}
+
+/// What of a lane is in memory.
+struct LaneState {
+    singles: Singles,
+    due: Due,
+    /// Lists with something left for this lane, in the order of their turns.
+    lists: VecDeque<ListKey>,
+    turn: usize,
+}
+
+/// Rows of singles, first in, first out.
+struct Singles {
+    ready: VecDeque<(WorkKey, u16, Option<Arc<Batch>>)>,
+    /// Where reading goes on.
+    next: Vec<u8>,
+    last_seen: Option<WorkKey>,
+    /// The newest row that is known to be on disk.
+    newest: Option<WorkKey>,
+    /// Everything on disk up to `last_seen` was read.
+    exhausted: bool,
+}
+
+/// Rows of `due`.
+struct Due {
+    ready: VecDeque<DueKey>,
+    next: Vec<u8>,
+    /// The time of the first row behind those that were read; None: there is none, as far as is known.
+    first: Option<UnixMillis>,
+}
+
+/// A list that has not ended.
+struct ListRun {
+    list: Arc<List>,
+    cursors: HashMap<Service, Cursor>,
+    pace: Option<Pace>,
+    rate: Option<f64>,
+}
+
+#[derive(Default)]
+struct Cursor {
+    ready: VecDeque<(ChunkKey, u16)>,
+    /// Number of the chunk to read next.
+    next: u32,
+}
+
+impl Schedule {
+    /// Everything on disk is still to be read. Reads where each lane begins.
+    pub fn new(
+        store: Arc<Store>,
+        news: Arc<News>,
+        origins: Arc<Table>,
+        queues: Queues,
+        settles: Sender<Settle>,
+    ) -> Result<Schedule, ReadError> {
+        let services: Vec<Service> = store.services.all().into_iter().map(|(service, _)| service).collect();
+        let mut lanes = HashMap::new();
+        for lane in services.iter().flat_map(|service| lanes_of(*service)) {
+            let begin = |family| -> Result<Vec<u8>, ReadError> {
+                let kept = store.reader()?.value(family::META, first_row_key(family, lane))?;
+                Ok(kept.map_or_else(|| key::lane_prefix(lane), |kept| kept.to_vec()))
+            };
+            let singles = Singles { ready: VecDeque::new(), next: begin(family::WORK)?, last_seen: None, newest: None, exhausted: false };
+            let due = Due { ready: VecDeque::new(), next: begin(family::DUE)?, first: Some(UnixMillis(0)) };
+            lanes.insert(lane, LaneState { singles, due, lists: VecDeque::new(), turn: 0 });
+        }
+        let mut schedule = Schedule {
+            store: store.clone(),
+            news,
+            origins,
+            queues,
+            settles,
+            services,
+            lanes,
+            lists: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            beginnings: BTreeSet::new(),
+            first_service: 0,
+        };
+        for (key, list) in store.lists.all() {
+            schedule.know_list(key, list);
+        }
+        Ok(schedule)
+    }
+
+    /// Hands out all that may be handed out now. Gives the time at which more may be, without any news; None: only news will
+    /// tell.
+    pub fn step(&mut self, now: UnixMillis) -> Option<UnixMillis> {
+        let latest = self.news.take();
+        self.learn(latest, now);
+        let mut wake = Wake::default();
+        self.end_lists(now, &mut wake);
+        self.begin_lists(now, &mut wake);
+        // One run a service in turn, until none may have one.
+        let mut busy: Vec<Service> = self.services.clone();
+        let first = self.first_service % busy.len();
+        busy.rotate_left(first);
+        self.first_service = self.first_service.wrapping_add(1);
+        while !busy.is_empty() {
+            busy.retain(|service| self.serve(*service, now, &mut wake));
+        }
+        wake.0
+    }
+
+    // ---- what is new ----
+
+    fn learn(&mut self, latest: Latest, now: UnixMillis) {
+        let Latest { fresh, newest, back_rows, back_chunks, due, lists } = latest;
+        for fresh in fresh {
+            self.learn_fresh(fresh);
+        }
+        for (lane, newest) in newest {
+            let Some(state) = self.lanes.get_mut(&lane) else { continue };
+            // A row that never came by as fresh is found on disk.
+            state.singles.newest = Some(newest);
+            if state.singles.exhausted && state.singles.last_seen.is_none_or(|seen| seen < newest) {
+                state.singles.exhausted = false;
+            }
+        }
+        for (lane, row) in back_rows {
+            let Some(LaneState { singles, .. }) = self.lanes.get_mut(&lane) else { continue };
+            // Rows behind it that are in memory are read again: what of them is in flight or has ended is not claimed twice.
+            let back = row.encode();
+            if back < singles.next || singles.ready.front().is_some_and(|(first, _, _)| row <= *first) {
+                singles.next = singles.next.clone().min(back);
+                singles.ready.clear();
+                singles.exhausted = false;
+                singles.last_seen = None;
+            }
+        }
+        for (lane, time) in due {
+            let Some(LaneState { due, .. }) = self.lanes.get_mut(&lane) else { continue };
+            let back = key::due_prefix(lane, time);
+            if back < due.next {
+                due.next = back;
+                due.ready.clear();
+            }
+            due.first = Some(due.first.map_or(time, |first| first.min(time)));
+        }
+        for key in lists {
+            match (self.lists.get_mut(&key), self.store.lists.get(key)) {
+                (_, None) => {
+                    self.lists.remove(&key);
+                }
+                (None, Some(list)) => self.know_list(key, list),
+                (Some(_), Some(_)) => self.offer_list(key, now),
+            }
+        }
+        for ((key, service), chunk) in back_chunks {
+            if let Some(run) = self.lists.get_mut(&key) {
+                let cursor = run.cursors.entry(service).or_default();
+                let first_ready = cursor.ready.front().map(|(first, _)| first.chunk);
+                if chunk < cursor.next || first_ready.is_some_and(|first| chunk <= first) {
+                    cursor.next = cursor.next.min(chunk);
+                    cursor.ready.clear();
+                }
+                self.offer_list(key, now);
+            }
+        }
+    }
+
+    fn learn_fresh(&mut self, fresh: Fresh) {
+        let Fresh { key, previous, batch } = fresh;
+        let Some(LaneState { singles, .. }) = self.lanes.get_mut(&key.lane) else { return };
+        if singles.last_seen.is_some_and(|seen| key <= seen) {
+            return;
+        }
+        let follows = previous.is_none_or(|previous| singles.last_seen.is_some_and(|seen| previous <= seen));
+        if singles.exhausted && follows && singles.ready.len() < ROWS {
+            singles.next = just_behind(&key.encode());
+            singles.ready.push_back((key, 0, batch));
+            singles.last_seen = Some(key);
+        } else {
+            singles.exhausted = false;
+        }
+    }
+
+    fn know_list(&mut self, key: ListKey, list: Arc<List>) {
+        let state = list_state(&list).clone();
+        let message = &list.message;
+        self.deadlines.insert((message.expires, key));
+        self.beginnings.insert((message.at, key));
+        let spread = list.spread.map(|seconds| (message.at, seconds, state.counts.recipients));
+        let pace = (state.rate.is_some() || spread.is_some()).then(|| Pace::new(state.rate, spread));
+        self.lists.insert(key, ListRun { list, cursors: HashMap::new(), pace, rate: state.rate });
+    }
+
+    /// Gives a list that has begun its turn in each lane where something of it is left.
+    fn offer_list(&mut self, key: ListKey, now: UnixMillis) {
+        let Some(run) = self.lists.get_mut(&key) else { return };
+        if run.list.message.at > now {
+            return;
+        }
+        let state = list_state(&run.list);
+        if state.over.is_some() {
+            return;
+        }
+        if run.rate != state.rate {
+            run.rate = state.rate;
+            run.pace.get_or_insert_with(|| Pace::new(None, None)).set_rate(now, state.rate);
+        }
+        if let Some(pace) = &mut run.pace {
+            pace.known(now, state.counts.recipients);
+        }
+        for (service, chunks) in &state.chunks {
+            let cursor = run.cursors.entry(*service).or_default();
+            if (!cursor.ready.is_empty() || cursor.next < *chunks)
+                && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
+                && !lane.lists.contains(&key)
+            {
+                lane.lists.push_back(key);
+            }
+        }
+    }
+
+    fn end_lists(&mut self, now: UnixMillis, wake: &mut Wake) {
+        while let Some(&(time, key)) = self.deadlines.first() {
+            if time > now {
+                wake.at(time);
+                return;
+            }
+            self.deadlines.pop_first();
+            if self.store.lists.get(key).is_some() {
+                // A writer that has ended takes nothing, and the process ends with it.
+                let _ended = self.settles.send(Settle::Over(key, Ending::Expired));
+            }
+            self.lists.remove(&key);
+        }
+    }
+
+    fn begin_lists(&mut self, now: UnixMillis, wake: &mut Wake) {
+        while let Some(&(time, key)) = self.beginnings.first() {
+            if time > now {
+                wake.at(time);
+                return;
+            }
+            self.beginnings.pop_first();
+            self.offer_list(key, now);
+        }
+    }
+
+    // ---- handing out ----
+
+    /// Hands out one run of a service; false if it may have none now.
+    fn serve(&mut self, service: Service, now: UnixMillis, wake: &mut Wake) -> bool {
+        let origin = match self.store.services.origins(service) {
+            None => return false,
+            Some(Origins::One(origin)) => Some(origin),
+            Some(Origins::Several) => None,
+        };
+        let closed = origin.as_ref().is_some_and(|origin| !self.origins.is_open(origin));
+        for urgency in Urgency::ALL {
+            let lane = Lane { service, urgency };
+            let rank = urgency.rank();
+            if self.queues.of(rank).is_full() {
+                // A worker that takes a run rings.
+                continue;
+            }
+            let allowed = match &origin {
+                Some(origin) => self.origins.may_send(origin, now, rank),
+                None => self.origins.service_may_send(service, rank),
+            };
+            if allowed == 0 {
+                if closed && self.has_work(lane, now) {
+                    wake.maybe(origin.as_ref().and_then(|origin| self.origins.next_wake(origin)));
+                }
+                continue;
+            }
+            let most = if closed { 1 } else { u16::try_from(allowed).unwrap_or(RUN_MAX).min(RUN_MAX) };
+            if let Some(mut run) = self.pick(lane, most, now, wake) {
+                run.origin = origin.clone();
+                self.origins.handed_out(service, origin.as_ref(), now, usize::from(run.most));
+                if let Err(refused) = self.queues.of(rank).try_send(run) {
+                    // Only this thread sends, and there was a place: the workers have ended.
+                    let run = refused.into_inner();
+                    self.origins.unsent(service, run.origin.as_ref(), usize::from(run.most));
+                    return false;
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether a lane has anything that a probe could take. What is not known to be empty counts as work.
+    fn has_work(&self, lane: Lane, now: UnixMillis) -> bool {
+        self.lanes.get(&lane).is_some_and(|state| {
+            !state.singles.ready.is_empty()
+                || !state.singles.exhausted
+                || !state.due.ready.is_empty()
+                || state.due.first.is_some_and(|time| time <= now)
+                || !state.lists.is_empty()
+        })
+    }
+
+    /// The next run of a lane: singles, due rows and lists take turns.
+    fn pick(&mut self, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Option<Run> {
+        const TURNS: usize = 3;
+        let turn = self.lanes.get(&lane)?.turn;
+        for offset in 0..TURNS {
+            let kind = (turn + offset) % TURNS;
+            let run = match kind {
+                0 => self.pick_singles(lane, most),
+                1 => self.pick_due(lane, most, now, wake),
+                _ => self.pick_list(lane, most, now, wake),
+            };
+            if run.is_some() {
+                if let Some(state) = self.lanes.get_mut(&lane) {
+                    state.turn = kind + 1;
+                }
+                return run;
+            }
+        }
+        None
+    }
+
+    fn pick_singles(&mut self, lane: Lane, most: u16) -> Option<Run> {
+        let singles = &mut self.lanes.get_mut(&lane)?.singles;
+        if singles.ready.is_empty() && !singles.exhausted && singles.read(&self.store, lane).is_err() {
+            return None;
+        }
+        let (key, from, batch) = singles.ready.front_mut()?;
+        let run = Run {
+            lane,
+            source: Source::Row(*key),
+            from: *from,
+            most: most.min(key.count - *from),
+            origin: None,
+            batch: batch.clone(),
+        };
+        *from += run.most;
+        if *from == key.count {
+            singles.ready.pop_front();
+        }
+        Some(run)
+    }
+
+    fn pick_due(&mut self, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Option<Run> {
+        let due = &mut self.lanes.get_mut(&lane)?.due;
+        if due.ready.is_empty() {
+            match due.first {
+                Some(time) if time <= now => {}
+                Some(time) => {
+                    wake.at(time);
+                    return None;
+                }
+                None => return None,
+            }
+            if due.read(&self.store, lane, now).is_err() {
+                return None;
+            }
+        }
+        let take = due.ready.len().min(usize::from(most));
+        if take == 0 {
+            wake.maybe(due.first);
+            return None;
+        }
+        let keys: Vec<DueKey> = due.ready.drain(..take).collect();
+        let most = u16::try_from(keys.len()).expect("at most a run");
+        Some(Run { lane, source: Source::Due(keys), from: 0, most, origin: None, batch: None })
+    }
+
+    fn pick_list(&mut self, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Option<Run> {
+        let turns = self.lanes.get(&lane)?.lists.len();
+        for _ in 0..turns {
+            let key = self.lanes.get_mut(&lane)?.lists.pop_front()?;
+            match self.pick_chunk(key, lane, most, now, wake) {
+                Turn::Took(run) => {
+                    self.lanes.get_mut(&lane)?.lists.push_back(key);
+                    return Some(run);
+                }
+                Turn::Later => self.lanes.get_mut(&lane)?.lists.push_back(key),
+                // It comes back with news.
+                Turn::Leaves => {}
+            }
+        }
+        None
+    }
+
+    fn pick_chunk(&mut self, key: ListKey, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Turn {
+        let Some(run) = self.lists.get_mut(&key) else { return Turn::Leaves };
+        let message = &run.list.message;
+        let (over, paused, chunks) = {
+            let state = list_state(&run.list);
+            (state.over.is_some(), state.paused, state.chunks.get(&lane.service).copied().unwrap_or(0))
+        };
+        if over || paused || self.store.rules.load().pauses(message.id, &message.app, message.label.as_ref()) {
+            return Turn::Leaves;
+        }
+        let allowed = match &mut run.pace {
+            None => usize::from(most),
+            Some(pace) => {
+                let allowed = pace.allowed(now);
+                if allowed == 0 {
+                    wake.at(pace.next(now));
+                    return Turn::Later;
+                }
+                allowed.min(usize::from(most))
+            }
+        };
+        let cursor = run.cursors.entry(lane.service).or_default();
+        if cursor.ready.is_empty() && cursor.next < chunks && cursor.read(&self.store, key, lane.service, chunks).is_err() {
+            return Turn::Later;
+        }
+        let Some((chunk, from)) = cursor.ready.front_mut() else { return Turn::Leaves };
+        let most = u16::try_from(allowed).unwrap_or(RUN_MAX).min(chunk.count - *from);
+        let source = Source::Chunk(*chunk, run.list.clone());
+        let picked = Run { lane, source, from: *from, most, origin: None, batch: None };
+        *from += most;
+        if *from == chunk.count {
+            cursor.ready.pop_front();
+        }
+        if let Some(pace) = &mut run.pace {
+            pace.took(usize::from(most));
+        }
+        Turn::Took(picked)
+    }
+}
+
+enum Turn {
+    Took(Run),
+    /// Keeps its turn: its pace, or the disk, says not now.
+    Later,
+    /// Nothing left, paused, or over: it is offered again when something changes.
+    Leaves,
+}
+
+/// The earliest time at which something may be done without news.
+#[derive(Default)]
+struct Wake(Option<UnixMillis>);
+
+impl Wake {
+    fn at(&mut self, time: UnixMillis) {
+        self.0 = Some(self.0.map_or(time, |known| known.min(time)));
+    }
+
+    fn maybe(&mut self, time: Option<UnixMillis>) {
+        if let Some(time) = time {
+            self.at(time);
+        }
+    }
+}
+
+impl Singles {
+    fn read(&mut self, store: &Store, lane: Lane) -> Result<(), ReadError> {
+        let end = key::after_prefix(&key::lane_prefix(lane));
+        let mut rows = 0;
+        store.reader()?.scan(family::WORK, &self.next.clone(), &end, |row, _| {
+            match WorkKey::decode(row) {
+                Ok(key) => {
+                    self.ready.push_back((key, 0, None));
+                    self.last_seen = Some(key);
+                }
+                Err(_) => store.corrupt(family::WORK),
+            }
+            self.next = just_behind(row);
+            rows += 1;
+            rows < ROWS
+        })?;
+        self.exhausted = rows < ROWS;
+        if self.exhausted && self.last_seen < self.newest {
+            // Rows up to the newest were there to be read; the last of them are done with already.
+            self.last_seen = self.newest;
+            self.next = self.next.clone().max(self.newest.map_or_else(Vec::new, |newest| just_behind(&newest.encode())));
+        }
+        Ok(())
+    }
+}
+
+impl Due {
+    fn read(&mut self, store: &Store, lane: Lane, now: UnixMillis) -> Result<(), ReadError> {
+        let end = key::after_prefix(&key::lane_prefix(lane));
+        self.first = None;
+        store.reader()?.scan(family::DUE, &self.next.clone(), &end, |row, _| {
+            match DueKey::decode(row) {
+                Ok(key) if key.time > now || self.ready.len() == ROWS => {
+                    self.first = Some(key.time);
+                    return false;
+                }
+                Ok(key) => self.ready.push_back(key),
+                Err(_) => store.corrupt(family::DUE),
+            }
+            self.next = just_behind(row);
+            true
+        })
+    }
+}
+
+impl Cursor {
+    fn read(&mut self, store: &Store, list: ListKey, service: Service, chunks: u32) -> Result<(), ReadError> {
+        let start = ChunkKey { commit: list.commit, place: list.place, service, chunk: self.next, count: 0 }.encode();
+        let end = key::after_prefix(&key::list_service_prefix(list.commit, list.place, service));
+        store.reader()?.scan(family::LIST, &start, &end, |row, _| {
+            match ChunkKey::decode(row) {
+                Ok(key) => {
+                    self.ready.push_back((key, 0));
+                    self.next = key.chunk + 1;
+                }
+                Err(_) => store.corrupt(family::LIST),
+            }
+            self.ready.len() < 16
+        })?;
+        if self.ready.is_empty() {
+            // All that is left has no row any more.
+            self.next = chunks;
+        }
+        Ok(())
+    }
+}
+
+/// The first key behind `key`.
+fn just_behind(key: &[u8]) -> Vec<u8> {
+    let mut behind = key.to_vec();
+    behind.push(0);
+    behind
+}

@@ -1,0 +1,821 @@
+//! Makes every channel, thread and task, joins them, and stops them in order.
+//!
+//! ```text
+//!            tokio                     threads                                 tokio
+//!   sockets -> ingest ==commits==> writer --news--> schedule ==runs==> workers --posts--> deliver
+//!                 ^------answers------+ ^                                 |                  |
+//!                                       +=========settles=================+    outcome <==answers
+//!                                       +=========settles======================+
+//! ```
+//!
+//! Stopping, in order: no line is read any more; what was handed over is answered; the scheduler and the workers stop and give
+//! back what they hold; what is in flight has `deliver.drain` to be answered; the writer writes a last checkpoint.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::clock;
+use crate::config::{self, Config};
+use crate::deliver::{self, Pool};
+use crate::encrypt::key::{KeyFileError, SigningKey};
+use crate::encrypt::payload::{Agreement, Sealer};
+use crate::encrypt::vapid::{AppKeys, Tokens};
+use crate::encrypt::{Shared, Worker};
+use crate::endpoint::EndpointPolicy;
+use crate::exit::Exit;
+use crate::ingest::line::Rules;
+use crate::ingest::reply::format_time;
+use crate::ingest::request::Target;
+use crate::ingest::{self, Door, QUEUE_LINES, Socket};
+use crate::message::{Service, UnixMillis};
+use crate::metrics;
+use crate::outcome::Outcome;
+use crate::schedule::backoff::Bounds;
+use crate::schedule::origins::Table;
+use crate::schedule::{Queues, Schedule};
+use crate::store::commit::{Op, Writes};
+use crate::store::key::{self as keys, DueKey};
+use crate::store::live::lanes_of;
+use crate::store::sweep::{self, Sweep};
+use crate::store::writer::{self, News, Settle, Writer};
+use crate::store::{OpenError, Origins, Store, WriteError, family, record};
+
+/// A store that was not written for so long starts with every message paused.
+const STALE_MILLIS: u64 = 24 * 60 * 60 * 1_000;
+/// Tokens beyond one an origin and key; several keys and apps share it.
+const TOKENS_PER_ORIGIN: usize = 4;
+/// Slices that wait for the writer.
+const SETTLES: usize = 4_096;
+/// A loop that has not come round for so long keeps the watchdog from being fed.
+const STUCK: Duration = Duration::from_secs(15);
+/// Days that `stats` looks back.
+const STATS_DAYS: u32 = 400;
+
+/// Why the daemon does not run (any more), as its exit code says (DESIGN 5).
+#[derive(Debug)]
+pub enum ServeError {
+    /// 78.
+    Config(String),
+    /// 77.
+    Permission(String),
+    /// 75: another instance holds the store.
+    Temporary(String),
+    /// 74.
+    Io(String),
+}
+
+impl ServeError {
+    /// The exit code of DESIGN 5.
+    pub fn exit(&self) -> Exit {
+        match self {
+            ServeError::Config(_) => Exit::Configuration,
+            ServeError::Permission(_) => Exit::Permission,
+            ServeError::Temporary(_) => Exit::Temporary,
+            ServeError::Io(_) => Exit::Io,
+        }
+    }
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServeError::Config(text) | ServeError::Permission(text) | ServeError::Temporary(text) | ServeError::Io(text) => {
+                f.write_str(text)
+            }
+        }
+    }
+}
+
+impl From<OpenError> for ServeError {
+    fn from(error: OpenError) -> ServeError {
+        let text = error.to_string();
+        match error {
+            OpenError::Locked { .. } => ServeError::Temporary(text),
+            OpenError::Newer { .. } => ServeError::Config(text),
+            OpenError::Directory { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                ServeError::Permission(text)
+            }
+            OpenError::Directory { .. } | OpenError::Database(_) => ServeError::Io(text),
+        }
+    }
+}
+
+/// Reads the keys of all apps. The error names the file.
+pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
+    let mut apps = Vec::new();
+    for (name, app) in &config.apps {
+        let mut signing = Vec::new();
+        for path in &app.vapid_keys {
+            signing.push(SigningKey::read(path).map_err(|error| {
+                let text = format!("apps.{name}.vapid_keys, {}: {error}", path.display());
+                match error {
+                    KeyFileError::TooOpen { .. } => ServeError::Permission(text),
+                    KeyFileError::Unreadable(ref io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
+                        ServeError::Permission(text)
+                    }
+                    KeyFileError::Unreadable(_) | KeyFileError::NotAKey(_) => ServeError::Config(text),
+                }
+            })?);
+        }
+        apps.push(AppKeys { app: Arc::from(name.as_str()), subject: Arc::from(app.subject.as_str()), keys: signing });
+    }
+    Ok(apps)
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. `reload` reads the configuration again at SIGHUP; its error is a text.
+pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Result<(), ServeError> {
+    let apps = read_keys(&config)?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.max(2))
+        .enable_all()
+        .build()
+        .map_err(|error| ServeError::Io(format!("no runtime: {error}")))?;
+    let _in_runtime = runtime.enter();
+    let allowed: Vec<String> = config.endpoints.allow_hosts.iter().map(ToString::to_string).collect();
+    let store = Arc::new(Store::open(&config.data_dir, &config.store, &allowed)?);
+    if let Some(listen) = config.metrics.listen {
+        metrics::listen(listen).map_err(ServeError::Io)?;
+    }
+    let daemon = Daemon::start(&config, apps, store, &runtime, cores)?;
+    runtime.block_on(daemon.run(config, reload))
+}
+
+/// One beat a loop: the time of its last turn, in milliseconds since the start.
+#[derive(Clone)]
+struct Beats {
+    started: Instant,
+    loops: Arc<std::sync::Mutex<Vec<(&'static str, Arc<AtomicU64>)>>>,
+}
+
+impl Beats {
+    fn new() -> Beats {
+        Beats { started: Instant::now(), loops: Arc::default() }
+    }
+
+    fn beat(&self, name: &'static str) -> impl Fn() + Send + 'static {
+        let (started, last) = (self.started, Arc::new(AtomicU64::new(0)));
+        crate::store::live::lock(&self.loops).push((name, last.clone()));
+        let now = move || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        last.store(now(), Ordering::Relaxed);
+        move || last.store(now(), Ordering::Relaxed)
+    }
+
+    /// The first loop that has not come round in time.
+    fn stuck(&self) -> Option<&'static str> {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let limit = STUCK.as_millis() as u64;
+        let loops = crate::store::live::lock(&self.loops);
+        loops.iter().find(|(_, last)| now.saturating_sub(last.load(Ordering::Relaxed)) > limit).map(|(name, _)| *name)
+    }
+}
+
+/// Everything that runs.
+struct Daemon {
+    store: Arc<Store>,
+    tokens: Arc<Tokens>,
+    pool: Pool,
+    origins: Arc<Table>,
+    beats: Beats,
+    /// Stops the scheduler, the workers and the sweep.
+    stop: Arc<AtomicBool>,
+    /// Stops the outcome thread, once everything is answered.
+    stop_outcome: Arc<AtomicBool>,
+    /// Stops reading lines.
+    stop_lines: watch::Sender<bool>,
+    settles: Sender<Settle>,
+    commits: Sender<Writes>,
+    writer: JoinHandle<Result<(), WriteError>>,
+    workers: Vec<JoinHandle<()>>,
+    outcome: JoinHandle<()>,
+    sockets: Vec<Arc<Socket>>,
+    socket_paths: Vec<PathBuf>,
+    door: Arc<Door>,
+    /// Told when the writer has ended, which it does of itself only if it is broken.
+    writer_ended: oneshot::Receiver<()>,
+}
+
+impl Daemon {
+    fn start(
+        config: &Config,
+        apps: Vec<AppKeys>,
+        store: Arc<Store>,
+        runtime: &tokio::runtime::Runtime,
+        cores: usize,
+    ) -> Result<Daemon, ServeError> {
+        let beats = Beats::new();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stop_outcome = Arc::new(AtomicBool::new(false));
+        let closed = |_| ServeError::Io("the store cannot be read".to_owned());
+
+        let first_keys: HashMap<Arc<str>, _> =
+            apps.iter().filter_map(|app| Some((app.app.clone(), app.keys.first()?.id()))).collect();
+        let tokens = Arc::new(Tokens::new(apps, config.deliver.origins * TOKENS_PER_ORIGIN));
+
+        let (settles, settles_out) = bounded::<Settle>(SETTLES);
+        let (commits, commits_out) = bounded::<Writes>(QUEUE_LINES);
+        let (cancelled, cancelled_out) = bounded::<()>(1);
+        let (wake, wake_out) = bounded::<()>(1);
+        let news = Arc::new(News::new(wake.clone()));
+        let settings = writer::Settings {
+            checkpoint_interval: config.store.checkpoint_interval,
+            max_pending: config.messages.max_pending,
+            log: config.events.log.iter().copied().collect::<HashSet<_>>(),
+            first_keys,
+            apps: Arc::new(config.apps.keys().map(|name| Arc::from(name.as_str())).collect()),
+        };
+        let the_writer =
+            Writer::open(store.clone(), settings, commits_out, settles_out, news.clone(), cancelled).map_err(closed)?;
+        let (ended, writer_ended) = oneshot::channel();
+        let beat = beats.beat("writer");
+        let writer = spawn("writer", move || {
+            let result = the_writer.run(beat);
+            // The daemon has ended first: then nobody wants to know.
+            let _unheard = ended.send(());
+            result
+        })?;
+        pause_if_stale(&store, config, &commits)?;
+
+        // How many wait for an answer is bounded by the windows of `schedule::origins`.
+        let (answers, answers_out) = unbounded();
+        let pool = Pool::start(
+            deliver::Settings::new(&config.deliver, &config.endpoints),
+            runtime.handle().clone(),
+            answers,
+        )
+        .map_err(|error| ServeError::Config(error.to_string()))?;
+        let capacity = pool.clone();
+        let origins = Arc::new(Table::new(config.deliver.origins, move |origin| capacity.capacity(origin)));
+
+        // Two runs a worker and rank: at 60 us a message that is some 15 ms of work.
+        let threads = if config.encrypt.threads == 0 { cores } else { config.encrypt.threads };
+        let (high, high_out) = bounded(threads * 2);
+        let (normal, normal_out) = bounded(threads * 2);
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            origins: origins.clone(),
+            tokens: tokens.clone(),
+            pool: pool.clone(),
+            settles: settles.clone(),
+            wake: wake.clone(),
+            high: high_out,
+            normal: normal_out,
+            padding: config.encrypt.padding,
+            stop: stop.clone(),
+        });
+        let mut workers = Vec::new();
+        for _ in 0..threads {
+            let worker = Worker::new(shared.clone(), Sealer::new(Agreement::AwsLc));
+            let beat = beats.beat("worker");
+            workers.push(spawn("worker", move || worker.run(beat))?);
+        }
+        let retry = Bounds::new(config.retry.min.as_millis() as u64, config.retry.max.as_millis() as u64)
+            .ok_or_else(|| ServeError::Config("retry.min must be above 0 and at most retry.max".to_owned()))?;
+        let the_outcome = Outcome {
+            store: store.clone(),
+            answers: answers_out,
+            settles: settles.clone(),
+            origins: origins.clone(),
+            tokens: tokens.clone(),
+            wake,
+            retry,
+            padding: config.encrypt.padding > 0,
+            stop: stop_outcome.clone(),
+        };
+        let beat = beats.beat("outcome");
+        let outcome = spawn("outcome", move || the_outcome.run(beat))?;
+
+        let schedule =
+            Schedule::new(store.clone(), news, origins.clone(), Queues { high, normal }, settles.clone()).map_err(closed)?;
+        let (beat, stopped) = (beats.beat("schedule"), stop.clone());
+        workers.push(spawn("schedule", move || run_schedule(schedule, &wake_out, &stopped, beat))?);
+
+        let sweep = Sweep::new(
+            store.clone(),
+            sweep::Settings {
+                retention: config.messages.retention,
+                events_retention: config.events.retention,
+                events_max_mb: config.events.max_mb,
+                stats_keep_days: STATS_DAYS,
+                min_free_percent: config.store.min_free_percent,
+            },
+            settles.clone(),
+            cancelled_out,
+            stop.clone(),
+        );
+        let beat = beats.beat("sweep");
+        workers.push(spawn("sweep", move || sweep.run(beat))?);
+        let (renewing, stopped, beat) = (tokens.clone(), stop.clone(), beats.beat("tokens"));
+        workers.push(spawn("tokens", move || {
+            let mut renewed: Option<Instant> = None;
+            while !stopped.load(Ordering::Relaxed) {
+                beat();
+                if renewed.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+                    renewing.renew_due(clock::now());
+                    renewed = Some(Instant::now());
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+        })?);
+
+        let (stop_lines, stop_reading) = watch::channel(false);
+        let memory_kib = config.ingest.memory_mb * 1024;
+        let shown = Shown { store: store.clone(), origins: origins.clone(), pool: pool.clone(), tokens: tokens.clone() };
+        let door = Arc::new(Door {
+            store: store.clone(),
+            tokens: tokens.clone(),
+            commits: commits.clone(),
+            places: Arc::new(Semaphore::new(QUEUE_LINES)),
+            memory: Arc::new(Semaphore::new(memory_kib)),
+            memory_kib,
+            line_limit: config.ingest.line_limit,
+            connections: config.ingest.connections,
+            ttl0_patience: config.messages.ttl0_patience,
+            origins: Box::new(move || shown.origins_json()),
+            open: AtomicUsize::new(0),
+            stop: stop_reading,
+        });
+        let mut daemon = Daemon {
+            store,
+            tokens,
+            pool,
+            origins,
+            beats,
+            stop,
+            stop_outcome,
+            stop_lines,
+            settles,
+            commits,
+            writer,
+            workers,
+            outcome,
+            sockets: Vec::new(),
+            socket_paths: Vec::new(),
+            door,
+            writer_ended,
+        };
+        daemon.open_sockets(config)?;
+        Ok(daemon)
+    }
+
+    fn open_sockets(&mut self, config: &Config) -> Result<(), ServeError> {
+        let mut inherited = inherited_sockets();
+        let operator = config::Socket {
+            path: config.ingest.socket.clone(),
+            mode: config.ingest.socket_mode,
+            group: config.ingest.socket_group.clone(),
+            apps: config.apps.keys().cloned().collect(),
+        };
+        let named = config.sockets.iter().map(|(name, socket)| (name.as_str(), socket, false));
+        for (name, socket, is_operator) in std::iter::once(("operator", &operator, true)).chain(named) {
+            let listener = match inherited.remove(&socket.path) {
+                Some(listener) => listener,
+                None => {
+                    let listener = bind(socket)?;
+                    self.socket_paths.push(socket.path.clone());
+                    listener
+                }
+            };
+            let rules = rules(config, &socket.apps, &self.tokens, &self.store);
+            let socket = Arc::new(Socket { name: name.to_owned(), rules: ArcSwap::from_pointee(rules), operator: is_operator });
+            self.sockets.push(socket.clone());
+            tokio::spawn(ingest::serve(listener, socket, self.door.clone()));
+        }
+        Ok(())
+    }
+
+    async fn run(mut self, config: Config, reload: impl Fn() -> Result<Config, String>) -> Result<(), ServeError> {
+        let signals = || -> std::io::Result<_> {
+            Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?))
+        };
+        let (mut terminate, mut interrupt, mut hangup) =
+            signals().map_err(|error| ServeError::Io(format!("no signal handlers: {error}")))?;
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            pending = self.store.pending.load(Ordering::Relaxed),
+            "ready: lines are taken"
+        );
+        notify(&[NotifyState::Ready]);
+        let watchdog = sd_notify::watchdog_enabled();
+        let mut every = tokio::time::interval(Duration::from_secs(1));
+        let mut turns = 0u64;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    notify(&[NotifyState::Reloading]);
+                    self.reload(&config, reload());
+                    notify(&[NotifyState::Ready]);
+                }
+                _ = &mut self.writer_ended => return Err(self.broken()),
+                _ = every.tick() => {
+                    turns += 1;
+                    match self.beats.stuck() {
+                        None if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
+                        None => {}
+                        Some(name) => tracing::error!(name, "a loop has not come round for 15 s"),
+                    }
+                    let levels = Levels { store: self.store.clone(), origins: self.origins.clone(), pool: self.pool.clone(), tokens: self.tokens.clone() };
+                    tokio::task::spawn_blocking(move || levels.set(turns % 10 == 1));
+                }
+            }
+        }
+        self.shut(&config).await
+    }
+
+    /// The writer ended by itself.
+    fn broken(self) -> ServeError {
+        match self.writer.join() {
+            Ok(Err(error)) => ServeError::Io(format!("the store cannot be written: {error:?}")),
+            _ => ServeError::Io("the writer has ended".to_owned()),
+        }
+    }
+
+    fn reload(&self, old: &Config, new: Result<Config, String>) {
+        let applied = new.and_then(|config| {
+            let apps = read_keys(&config).map_err(|error| error.to_string())?;
+            if config.apps.keys().ne(old.apps.keys()) || config.endpoints.allow_hosts != old.endpoints.allow_hosts {
+                tracing::warn!("apps and allow_hosts that are new, or gone, want a restart");
+            }
+            self.pool.reload_roots().map_err(|error| error.to_string())?;
+            self.tokens.reload(apps);
+            for socket in &self.sockets {
+                let apps: Vec<String> = socket.rules.load().apps.keys().map(|app| app.to_string()).collect();
+                socket.rules.store(Arc::new(rules(&config, &apps, &self.tokens, &self.store)));
+            }
+            Ok(())
+        });
+        match applied {
+            Ok(()) => tracing::info!("reloaded: keys, subjects, certificates, the bounds of messages, the endpoint policy"),
+            Err(error) => tracing::error!(%error, "not reloaded: the old configuration stays"),
+        }
+    }
+
+    async fn shut(self, config: &Config) -> Result<(), ServeError> {
+        notify(&[NotifyState::Stopping]);
+        tracing::info!("stopping: no lines are taken any more");
+        let _nobody_reads = self.stop_lines.send(true);
+        // What was handed over is answered, for a while.
+        let until = Instant::now() + Duration::from_secs(5);
+        while self.door.open.load(Ordering::Relaxed) > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers {
+            join(worker).await;
+        }
+        self.pool.stop(config.deliver.drain).await;
+        self.stop_outcome.store(true, Ordering::Relaxed);
+        join(self.outcome).await;
+        let _ended = self.settles.send(Settle::Stop);
+        drop(self.commits);
+        let written = tokio::task::spawn_blocking(move || self.writer.join()).await;
+        let pending = self.store.pending.load(Ordering::Relaxed);
+        self.store.close();
+        for path in &self.socket_paths {
+            // Somebody else may have removed it.
+            let _gone = std::fs::remove_file(path);
+        }
+        match written {
+            Ok(Ok(Ok(()))) => {
+                tracing::info!(pending, "stopped; what is pending is on disk");
+                Ok(())
+            }
+            Ok(Ok(Err(error))) => Err(ServeError::Io(format!("the last checkpoint could not be written: {error:?}"))),
+            _ => Err(ServeError::Io("the writer has ended in a panic".to_owned())),
+        }
+    }
+}
+
+async fn join<T: Send + 'static>(thread: JoinHandle<T>) {
+    // A thread that panicked has brought the process down already.
+    let _ended = tokio::task::spawn_blocking(move || thread.join()).await;
+}
+
+/// Outside systemd there is nobody to tell.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// A thread whose panic is the end of the process: with a loop missing nothing that is promised would hold.
+fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>, ServeError> {
+    let run = move || {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            // The panic's own message is on stderr already.
+            std::process::abort()
+        })
+    };
+    thread::Builder::new()
+        .name(format!("fanfare-{name}"))
+        .spawn(run)
+        .map_err(|error| ServeError::Io(format!("no thread: {error}")))
+}
+
+fn run_schedule(mut schedule: Schedule, wake: &Receiver<()>, stop: &AtomicBool, progress: impl Fn()) {
+    while !stop.load(Ordering::Relaxed) {
+        progress();
+        let now = clock::now();
+        let patience = match schedule.step(now) {
+            Some(next) => Duration::from_millis(next.since(now).clamp(1, 500)),
+            None => Duration::from_millis(500),
+        };
+        // Woken or not, the next step finds out what there is to do.
+        let _woken = wake.recv_timeout(patience);
+    }
+}
+
+/// A store that lay still for a day starts with everything paused: nobody wants last night's newsletter twice.
+fn pause_if_stale(store: &Store, config: &Config, commits: &Sender<Writes>) -> Result<(), ServeError> {
+    let Some(last) = store.last_written else { return Ok(()) };
+    if clock::now().since(last) < STALE_MILLIS || store.pending.load(Ordering::Relaxed) == 0 {
+        return Ok(());
+    }
+    let apps: Arc<Vec<Arc<str>>> = Arc::new(config.apps.keys().map(|name| Arc::from(name.as_str())).collect());
+    let ops = apps.iter().map(|app| Op::Pause { target: Target::App(app.clone()), apps: apps.clone() }).collect();
+    let (reply, answered) = oneshot::channel();
+    let refused = |_| ServeError::Io("the writer has ended".to_owned());
+    commits.send(Writes { ops, reply, places: Vec::new() }).map_err(|_| refused(()))?;
+    answered.blocking_recv().map_err(|_| refused(()))?;
+    tracing::warn!(
+        last_written = format_time(last),
+        "this store was last written more than a day ago: every app is paused; `fanfare resume --app NAME` lets it go"
+    );
+    Ok(())
+}
+
+fn rules(config: &Config, apps: &[String], tokens: &Tokens, store: &Store) -> Rules {
+    let apps: BTreeMap<Arc<str>, _> = apps.iter().map(|name| (Arc::from(name.as_str()), tokens.keys(name))).collect();
+    let allowed = config
+        .endpoints
+        .allow_hosts
+        .iter()
+        .filter_map(|host| Some((host.clone(), store.service_of(&host.to_string())?)))
+        .collect();
+    let policy = Arc::new(EndpointPolicy::new(config.endpoints.policy, allowed));
+    Rules::new(apps, policy, config.messages.clone())
+}
+
+/// The sockets that systemd holds for us, by path.
+fn inherited_sockets() -> HashMap<PathBuf, UnixListener> {
+    let mut inherited = HashMap::new();
+    let mut fds = ListenFd::from_env();
+    for index in 0..fds.len() {
+        let Ok(Some(listener)) = fds.take_unix_listener(index) else { continue };
+        let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
+        let usable = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        match (path, usable) {
+            (Some(path), Ok(listener)) => {
+                inherited.insert(path, listener);
+            }
+            (path, _) => tracing::warn!(?path, "a socket from systemd cannot be used"),
+        }
+    }
+    inherited
+}
+
+/// Makes a socket with its mode and group. A leftover that nobody listens on is replaced.
+fn bind(socket: &config::Socket) -> Result<UnixListener, ServeError> {
+    let path = &socket.path;
+    let failed = |what: &str, error: std::io::Error| {
+        let text = format!("the socket {}: {what}: {error}", path.display());
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => ServeError::Permission(text),
+            _ => ServeError::Io(text),
+        }
+    };
+    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(ServeError::Temporary(format!("the socket {} is in use by another process", path.display())));
+        }
+        std::fs::remove_file(path).map_err(|error| failed("the old one cannot be removed", error))?;
+    }
+    // Made closed for everyone: nobody connects before its group and mode are set.
+    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o777));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(old);
+    let listener = bound.map_err(|error| failed("cannot be made", error))?;
+    if let Some(name) = &socket.group {
+        let group = nix::unistd::Group::from_name(name)
+            .ok()
+            .flatten()
+            .ok_or_else(|| ServeError::Config(format!("the socket {}: there is no group {name}", path.display())))?;
+        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
+            .map_err(|error| failed("its group cannot be set", error))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(socket.mode))
+        .map_err(|error| failed("its mode cannot be set", error))?;
+    Ok(listener)
+}
+
+/// What `origins` shows.
+struct Shown {
+    store: Arc<Store>,
+    origins: Arc<Table>,
+    pool: Pool,
+    tokens: Arc<Tokens>,
+}
+
+impl Shown {
+    fn origins_json(&self) -> String {
+        let now = clock::now();
+        let pool: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();
+        let expiries = self.tokens.expiries(now);
+        let all: Vec<serde_json::Value> = self
+            .origins
+            .shown()
+            .into_iter()
+            .map(|(service, origin, health)| {
+                let status = pool.get(&origin);
+                let token = expiries.iter().filter(|token| token.origin == origin).map(|token| token.seconds_left).min();
+                serde_json::json!({
+                    "service": &*self.store.services.name(service),
+                    "origin": &*origin.0,
+                    "state": health.state,
+                    "window": health.window,
+                    "in_flight": health.in_flight,
+                    "probe_at": health.probe_at.map(format_time),
+                    "last_error": health.last_error.map(|(word, _)| word),
+                    "last_error_at": health.last_error.map(|(_, at)| format_time(at)),
+                    "waiting": status.map_or(0, |status| status.queued),
+                    "connections": status.map_or(0, |status| status.connections),
+                    "protocol": status.and_then(|status| status.protocol).map(deliver::Protocol::as_str),
+                    "capacity": status.map(|status| status.capacity),
+                    "resends": status.map_or(0, |status| status.resends),
+                    "timeouts": status.map_or(0, |status| status.timeouts),
+                    "token_expires": token.map(|seconds| format_time(now.plus(seconds * 1_000))),
+                })
+            })
+            .collect();
+        serde_json::Value::from(all).to_string()
+    }
+}
+
+/// The levels among the metrics.
+struct Levels {
+    store: Arc<Store>,
+    origins: Arc<Table>,
+    pool: Pool,
+    tokens: Arc<Tokens>,
+}
+
+impl Levels {
+    /// `seldom`: also those that cost some reads.
+    fn set(&self, seldom: bool) {
+        let store = &self.store;
+        let pending = store.pending.load(Ordering::Relaxed);
+        metrics::plain_level("fanfare_pending", pending as f64);
+        let gates = &store.gates;
+        for (name, gate) in [
+            ("low_space", &gates.low_space),
+            ("full", &gates.full),
+            ("max_pending", &gates.max_pending),
+            ("draining", &gates.draining),
+            ("checkpoint_late", &gates.checkpoint_late),
+        ] {
+            metrics::level("fanfare_gate", "gate", name.to_owned(), f64::from(u8::from(gate.load(Ordering::Relaxed))));
+        }
+        let (mut connections, mut streams): (BTreeMap<Arc<str>, usize>, BTreeMap<Arc<str>, usize>) = Default::default();
+        let mut open: BTreeMap<Arc<str>, bool> = BTreeMap::new();
+        let by_origin: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();
+        let mut in_flight = 0;
+        for (service, origin, health) in self.origins.shown() {
+            let name = store.services.name(service);
+            if let Some(status) = by_origin.get(&origin) {
+                *connections.entry(name.clone()).or_default() += status.connections;
+                *streams.entry(name.clone()).or_default() += status.in_flight;
+            }
+            in_flight += health.in_flight;
+            *open.entry(name).or_insert(true) &= health.state == "open";
+        }
+        for (name, n) in connections {
+            metrics::level("fanfare_connections", "service", name.to_string(), n as f64);
+        }
+        for (name, n) in streams {
+            metrics::level("fanfare_streams", "service", name.to_string(), n as f64);
+        }
+        for (name, open) in open {
+            metrics::level("fanfare_lane_open", "service", name.to_string(), f64::from(u8::from(open)));
+        }
+        metrics::level("fanfare_queue_depth", "state", "in_flight".to_owned(), in_flight as f64);
+        metrics::level(
+            "fanfare_queue_depth",
+            "state",
+            "waiting".to_owned(),
+            pending.saturating_sub(in_flight as u64) as f64,
+        );
+        metrics::corrupt_rows(store.corrupt_rows.load(Ordering::Relaxed));
+        let (fresh, batches) = store.batches.usage();
+        metrics::level("fanfare_memory_bytes", "part", "fresh".to_owned(), fresh as f64);
+        metrics::plain_level("fanfare_batches", batches as f64);
+        if seldom {
+            self.set_seldom();
+        }
+    }
+
+    fn set_seldom(&self) {
+        let store = &self.store;
+        let now = clock::now();
+        if let Some(seconds) = self.tokens.expiries(now).iter().map(|token| token.seconds_left).min() {
+            metrics::plain_level("fanfare_vapid_token_expiry_seconds", seconds as f64);
+        }
+        // While the store is being reopened these stay as they were.
+        let Ok(reader) = store.reader() else { return };
+        for (property, name) in [
+            ("num-running-flushes", "rocksdb.num-running-flushes"),
+            ("num-running-compactions", "rocksdb.num-running-compactions"),
+            ("estimate-pending-compaction-bytes", "rocksdb.estimate-pending-compaction-bytes"),
+            ("is-write-stopped", "rocksdb.is-write-stopped"),
+            ("background-errors", "rocksdb.background-errors"),
+            ("live-sst-files-size", "rocksdb.live-sst-files-size"),
+            ("num-files-at-level0", "rocksdb.num-files-at-level0"),
+        ] {
+            let sum: u64 = family::ALL.iter().map(|family| reader.property(family, name)).sum();
+            metrics::level("fanfare_rocksdb", "property", property.to_owned(), sum as f64);
+        }
+        let cache = reader.property(family::META, "rocksdb.block-cache-usage");
+        metrics::level("fanfare_memory_bytes", "part", "block_cache".to_owned(), cache as f64);
+        let memtables: u64 =
+            family::ALL.iter().map(|family| reader.property(family, "rocksdb.cur-size-all-mem-tables")).sum();
+        metrics::level("fanfare_memory_bytes", "part", "memtables".to_owned(), memtables as f64);
+        drop(reader);
+        if let Some(resident) = resident_bytes() {
+            metrics::level("fanfare_memory_bytes", "part", "resident".to_owned(), resident as f64);
+        }
+        if let Some(age) = self.oldest_due_age(now) {
+            metrics::plain_level("fanfare_oldest_due_age_seconds", age as f64 / 1_000.0);
+        }
+        if let Some(oldest) = oldest_event(store) {
+            metrics::plain_level("fanfare_event_log_age_seconds", now.since(oldest) as f64 / 1_000.0);
+        }
+    }
+
+    /// How long the oldest delivery of any open lane waits, in milliseconds.
+    fn oldest_due_age(&self, now: UnixMillis) -> Option<u64> {
+        let mut oldest = 0;
+        for (service, _) in self.store.services.all() {
+            let open = match self.store.services.origins(service) {
+                None => continue,
+                Some(Origins::One(origin)) => self.origins.is_open(&origin),
+                Some(Origins::Several) => true,
+            };
+            if open {
+                oldest = oldest.max(self.oldest_of(service, now)?);
+            }
+        }
+        Some(oldest)
+    }
+
+    fn oldest_of(&self, service: Service, now: UnixMillis) -> Option<u64> {
+        let mut oldest = 0;
+        let reader = self.store.reader().ok()?;
+        for lane in lanes_of(service) {
+            for family in [family::WORK, family::DUE] {
+                let prefix = keys::lane_prefix(lane);
+                let kept = reader.value(family::META, writer::first_row_key(family, lane)).ok()?;
+                let start = kept.as_ref().map_or(prefix.as_slice(), |kept| kept.as_ref());
+                reader
+                    .scan(family, start, &keys::after_prefix(&prefix), |row, value| {
+                        let since = match family {
+                            family::WORK => record::work_row_created(value).ok(),
+                            _ => DueKey::decode(row).ok().map(|due| due.time),
+                        };
+                        oldest = oldest.max(since.map_or(0, |since| now.since(since)));
+                        false
+                    })
+                    .ok()?;
+            }
+        }
+        Some(oldest)
+    }
+}
+
+fn oldest_event(store: &Store) -> Option<UnixMillis> {
+    let range = store.event_range().ok()?;
+    let first = store.events_after(range.oldest, 1).ok()?.into_iter().next()?;
+    let event: serde_json::Value = serde_json::from_slice(&first.json).ok()?;
+    crate::ingest::reply::parse_time(event.get("time")?.as_str()?)
+}
+
+/// VmRSS of this process.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * 4096)
+}

@@ -1,0 +1,156 @@
+//! Every metric: name, labels, meaning (DESIGN 6). Labels are bounded: service, status class, reason, code; never an endpoint.
+//! Counting is done in the loops; what is a level is set by [`levels`], which the daemon calls every second.
+
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+
+use crate::ingest::request::Code;
+use crate::message::{Answer, Answered, Ending};
+
+/// Buckets of all durations, in seconds: from a fifth of a millisecond to a minute.
+const SECONDS: [f64; 16] =
+    [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
+
+/// Starts the listener for Prometheus. Must be called within a tokio runtime; the error is a sentence.
+pub fn listen(address: SocketAddr) -> Result<(), String> {
+    let builder = PrometheusBuilder::new()
+        .with_http_listener(address)
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+        .map_err(|error| error.to_string())?;
+    let (recorder, exporter) = builder.build().map_err(|error| format!("metrics.listen {address}: {error}"))?;
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
+    tokio::spawn(async move {
+        // Upkeep: histograms are bounded only if they are drained.
+        let mut every = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            every.tick().await;
+            handle.run_upkeep();
+        }
+    });
+    tokio::spawn(exporter);
+    describe();
+    Ok(())
+}
+
+fn describe() {
+    describe_counter!("fanfare_lines_total", "Lines read from sockets.");
+    describe_counter!("fanfare_accepted_total", "Writes that were taken and are on disk.");
+    describe_counter!("fanfare_rejected_total", "Lines that were not taken, by error code; a rise is a client to mend.");
+    describe_counter!("fanfare_deliveries_total", "Deliveries that have ended, by service and outcome.");
+    describe_counter!("fanfare_answers_total", "Answers of push services, by service and status class.");
+    describe_counter!("fanfare_retries_total", "Deliveries that wait for another attempt, by service and reason.");
+    describe_counter!("fanfare_returned_total", "Deliveries that went back to their lane because the push service as a whole fails.");
+    describe_histogram!("fanfare_ack_seconds", "From reading a line to its answer; high values mean a slow disk.");
+    describe_histogram!("fanfare_delivery_seconds", "From acceptance (or `at`) to the push service's answer 2xx.");
+    describe_histogram!("fanfare_request_seconds", "From the request's stream to its answer.");
+    describe_histogram!("fanfare_wal_sync_seconds", "One synced write; high values mean a slow disk.");
+    describe_histogram!("fanfare_checkpoint_interval_seconds", "Between two checkpoints while there is something to write.");
+    describe_histogram!("fanfare_encrypt_seconds", "Sealing of one slice of up to eight.");
+    describe_gauge!("fanfare_pending", "Deliveries that have not ended.");
+    describe_gauge!("fanfare_queue_depth", "By state: waiting (on disk) and in_flight.");
+    describe_gauge!("fanfare_oldest_due_age_seconds", "How long the oldest delivery of an open lane waits: page on this.");
+    describe_gauge!("fanfare_checkpoint_age_seconds", "Since the oldest outcome that is not on disk; above 1 sending stops.");
+    describe_gauge!("fanfare_connections", "Open connections to push services, by service.");
+    describe_gauge!("fanfare_streams", "Requests without an answer, by service.");
+    describe_gauge!("fanfare_lane_open", "1: the push service is sent to; 0: it is closed, what waits for it is kept.");
+    describe_gauge!("fanfare_vapid_token_expiry_seconds", "What is left of the VAPID token that expires first.");
+    describe_gauge!("fanfare_gate", "1: the gate (low_space, full, max_pending, draining, checkpoint_late) is closed.");
+    describe_gauge!("fanfare_rocksdb", "RocksDB's own properties, by property, summed over column families.");
+    describe_gauge!("fanfare_memory_bytes", "Memory by part: resident, block_cache, memtables, fresh.");
+    describe_gauge!("fanfare_batches", "Rows whose outcome bytes are in memory.");
+    describe_gauge!("fanfare_event_log_age_seconds", "Age of the oldest event that is kept.");
+    describe_counter!("fanfare_corrupt_rows_total", "Rows that would not decode and were set aside: look at the disk.");
+    describe_gauge!("fanfare_build_info", "1, with the version.");
+    gauge!("fanfare_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// A line was read.
+pub fn lines(n: u64) {
+    static LINES: OnceLock<metrics::Counter> = OnceLock::new();
+    LINES.get_or_init(|| counter!("fanfare_lines_total")).increment(n);
+}
+
+/// Writes were taken and are on disk, after `waited`.
+pub fn acked(n: u64, waited: Duration) {
+    counter!("fanfare_accepted_total").increment(n);
+    histogram!("fanfare_ack_seconds").record(waited.as_secs_f64());
+}
+
+/// A line was not taken.
+pub fn rejected(code: Code) {
+    counter!("fanfare_rejected_total", "code" => code.as_str()).increment(1);
+}
+
+/// Deliveries have ended.
+pub fn ended(service: &str, ending: Ending, n: u64) {
+    counter!("fanfare_deliveries_total", "service" => service.to_owned(), "outcome" => ending.as_str()).increment(n);
+}
+
+/// A push service answered, or did not.
+pub fn answered(service: &str, answered: &Answered) {
+    let class = match &answered.answer {
+        Answer::Response { status, .. } => match status.as_u16() / 100 {
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "other",
+        },
+        Answer::NotConnected(_) => "not_connected",
+        Answer::Lost(_) => "lost",
+        Answer::TooLate => "too_late",
+        Answer::Stopped => "stopped",
+    };
+    counter!("fanfare_answers_total", "service" => service.to_owned(), "class" => class).increment(1);
+    if class == "2xx" {
+        let began = answered.delivery.message.id.created().max(answered.delivery.message.at);
+        let waited = crate::clock::now().since(began) as f64 / 1_000.0;
+        histogram!("fanfare_delivery_seconds", "service" => service.to_owned()).record(waited);
+        histogram!("fanfare_request_seconds", "service" => service.to_owned()).record(answered.latency_micros as f64 / 1e6);
+    }
+}
+
+/// A delivery waits for another attempt.
+pub fn retried(service: &str, reason: &'static str) {
+    counter!("fanfare_retries_total", "service" => service.to_owned(), "reason" => reason).increment(1);
+}
+
+/// A delivery went back to its lane.
+pub fn returned(service: &str, reason: &'static str) {
+    counter!("fanfare_returned_total", "service" => service.to_owned(), "reason" => reason).increment(1);
+}
+
+/// A synced write.
+pub fn wal_sync(took: Duration) {
+    histogram!("fanfare_wal_sync_seconds").record(took.as_secs_f64());
+}
+
+/// A checkpoint, so long after the one before.
+pub fn checkpoint(since: Duration) {
+    histogram!("fanfare_checkpoint_interval_seconds").record(since.as_secs_f64());
+}
+
+/// A slice was sealed.
+pub fn sealed(took: Duration, _n: usize) {
+    histogram!("fanfare_encrypt_seconds").record(took.as_secs_f64());
+}
+
+/// Sets a level with one label.
+pub fn level(name: &'static str, label: &'static str, value_of: String, value: f64) {
+    gauge!(name, label => value_of).set(value);
+}
+
+/// Sets a level without labels.
+pub fn plain_level(name: &'static str, value: f64) {
+    gauge!(name).set(value);
+}
+
+/// Rows that would not decode, as counted by the store.
+pub fn corrupt_rows(total: u64) {
+    counter!("fanfare_corrupt_rows_total").absolute(total);
+}

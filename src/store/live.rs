@@ -1,0 +1,513 @@
+//! What of the store is in memory: the outcome bytes of batches that are being worked on, the open lists, and the rules of
+//! `pause` and `cancel`. The writer alone changes outcomes; a worker *claims* a delivery here before it sends it, so that
+//! nothing is sent twice and nothing that was cancelled is sent.
+//!
+//! An outcome byte: three low bits are the state (0 waiting in its row, 1 to 6 an [`Ending`], 7 waiting by itself in `due`),
+//! five high bits count retries (31 means 31 or more).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use crate::message::{BatchId, Ending, Lane, Message, MessageId, Service, UnixMillis, Urgency};
+use crate::store::record::Counts;
+
+/// State of an outcome byte: waits in its row.
+pub const WAITING: u8 = 0;
+/// State of an outcome byte: waits by itself, in a row of `due`.
+pub const MOVED: u8 = 7;
+const STATE: u8 = 7;
+const RETRY: u8 = 8;
+
+/// The ending an outcome byte tells, if it has ended.
+pub fn ending(byte: u8) -> Option<Ending> {
+    match byte & STATE {
+        WAITING | MOVED => None,
+        state => Some(Ending::ALL[usize::from(state) - 1]),
+    }
+}
+
+/// The retries an outcome byte tells.
+pub fn retries(byte: u8) -> u64 {
+    u64::from(byte / RETRY)
+}
+
+/// Locks a mutex. A thread that panicked while it held one has already brought the process down (`daemon` ends when a
+/// thread ends), so what it guarded is only read to stop in order.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The outcome bytes of one row, with who is busy with which delivery.
+pub struct Batch {
+    pub id: BatchId,
+    outcomes: Mutex<Outcomes>,
+    row: OnceLock<Bytes>,
+    fresh: Option<FreshShare>,
+}
+
+struct Outcomes {
+    bytes: Vec<u8>,
+    /// Claimed and not yet settled, or settled in a way that the next checkpoint has to make durable first.
+    busy: Vec<bool>,
+    busy_count: usize,
+}
+
+impl Batch {
+    fn new(id: BatchId, bytes: Vec<u8>, row: Option<Bytes>, fresh: Option<FreshShare>) -> Batch {
+        let busy = vec![false; bytes.len()];
+        let batch =
+            Batch { id, outcomes: Mutex::new(Outcomes { bytes, busy, busy_count: 0 }), row: OnceLock::new(), fresh };
+        if let Some(row) = row {
+            let _first = batch.row.set(row);
+        }
+        batch
+    }
+
+    /// The row's value, if it is in memory.
+    pub fn row(&self) -> Option<&Bytes> {
+        self.row.get()
+    }
+
+    /// Keeps the row's value for the other runs of this batch.
+    pub fn keep_row(&self, row: Bytes) -> &Bytes {
+        self.row.get_or_init(|| row)
+    }
+
+    /// Number of recipients.
+    pub fn len(&self) -> usize {
+        lock(&self.outcomes).bytes.len()
+    }
+
+    /// Claims what waits in the row, from index `from` on, `most` places far. Gives the claimed indexes, ascending.
+    pub fn claim(&self, from: u16, most: u16) -> Vec<u16> {
+        let mut outcomes = lock(&self.outcomes);
+        let end = outcomes.bytes.len().min(usize::from(from) + usize::from(most));
+        let mut claimed = Vec::with_capacity(end.saturating_sub(usize::from(from)));
+        for index in usize::from(from)..end {
+            if outcomes.bytes[index] & STATE == WAITING && !outcomes.busy[index] {
+                outcomes.busy[index] = true;
+                claimed.push(u16::try_from(index).expect("a batch has at most 512 recipients"));
+            }
+        }
+        outcomes.busy_count += claimed.len();
+        claimed
+    }
+
+    /// Claims one delivery that waits in the row.
+    pub fn claim_one(&self, index: u16) -> bool {
+        self.claim(index, 1).len() == 1
+    }
+
+    /// The indexes that wait in the row and that nobody is busy with.
+    pub fn waiting(&self) -> Vec<u16> {
+        let outcomes = lock(&self.outcomes);
+        let waits = |index: &usize| outcomes.bytes[*index] & STATE == WAITING && !outcomes.busy[*index];
+        (0..outcomes.bytes.len()).filter(waits).map(|index| index as u16).collect()
+    }
+
+    /// Claims one delivery that waits by itself.
+    pub fn claim_moved(&self, index: u16) -> bool {
+        let mut outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        let free = outcomes.bytes.get(at).is_some_and(|byte| byte & STATE == MOVED) && !outcomes.busy[at];
+        if free {
+            outcomes.busy[at] = true;
+            outcomes.busy_count += 1;
+        }
+        free
+    }
+
+    /// Gives a claim back.
+    pub fn release(&self, index: u16) {
+        let mut outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        if outcomes.busy[at] {
+            outcomes.busy[at] = false;
+            outcomes.busy_count -= 1;
+        }
+    }
+
+    /// Ends a delivery; false if it had ended before. The claim, if there was one, is gone with it.
+    pub fn end(&self, index: u16, ending: Ending) -> bool {
+        let mut outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        if !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+            return false;
+        }
+        outcomes.bytes[at] = outcomes.bytes[at] & !STATE | ending as u8;
+        if outcomes.busy[at] {
+            outcomes.busy[at] = false;
+            outcomes.busy_count -= 1;
+        }
+        true
+    }
+
+    /// Ends a delivery that nobody is busy with; false if somebody is, or if it has ended.
+    pub fn end_if_free(&self, index: u16, ending: Ending) -> bool {
+        let mut outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        if outcomes.busy[at] || !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+            return false;
+        }
+        outcomes.bytes[at] = outcomes.bytes[at] & !STATE | ending as u8;
+        true
+    }
+
+    /// From now on it waits by itself. It stays busy until [`Batch::release`], which the writer calls once the row of `due`
+    /// is on disk. False if it has ended.
+    pub fn wait(&self, index: u16, counts_retry: bool) -> bool {
+        let mut outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        if !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+            return false;
+        }
+        outcomes.bytes[at] |= MOVED;
+        if counts_retry && retries(outcomes.bytes[at]) < 31 {
+            outcomes.bytes[at] += RETRY;
+        }
+        if !outcomes.busy[at] {
+            outcomes.busy[at] = true;
+            outcomes.busy_count += 1;
+        }
+        true
+    }
+
+    /// The bytes as they are now, whether none waits in the row any more, and whether all have ended.
+    pub fn image(&self) -> (Vec<u8>, bool, bool) {
+        let outcomes = lock(&self.outcomes);
+        let row_done = outcomes.bytes.iter().all(|byte| byte & STATE != WAITING);
+        let all_ended = row_done && outcomes.bytes.iter().all(|byte| byte & STATE != MOVED);
+        (outcomes.bytes.clone(), row_done, all_ended)
+    }
+
+    /// How many of `count` places from `from` on are claimed.
+    pub fn busy_in(&self, from: u16, count: u16) -> u64 {
+        let outcomes = lock(&self.outcomes);
+        let range = usize::from(from)..usize::from(from) + usize::from(count);
+        outcomes.busy.get(range).map_or(0, |busy| busy.iter().filter(|busy| **busy).count() as u64)
+    }
+
+    fn idle(&self) -> bool {
+        lock(&self.outcomes).busy_count == 0
+    }
+}
+
+/// A share of `store.fresh_mb`, given back when the batch leaves memory.
+struct FreshShare {
+    used: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for FreshShare {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The batches in memory. A batch is there while anybody holds it, is busy in it, or has changed it since the last
+/// checkpoint; otherwise [`Batches::evict`] forgets it, for its row on disk says the same.
+pub struct Batches {
+    map: Mutex<HashMap<BatchId, Arc<Batch>>>,
+    /// Counts calls of `evict`: bytes that were read before one and are inserted after it may be out of date.
+    evictions: AtomicUsize,
+    fresh_used: Arc<AtomicUsize>,
+    fresh_limit: usize,
+}
+
+impl Batches {
+    /// At most `fresh_limit` bytes of rows travel with fresh commits.
+    pub fn new(fresh_limit: usize) -> Batches {
+        Batches { map: Mutex::default(), evictions: AtomicUsize::new(0), fresh_used: Arc::default(), fresh_limit }
+    }
+
+    /// The batch, if it is in memory.
+    pub fn get(&self, id: &BatchId) -> Option<Arc<Batch>> {
+        lock(&self.map).get(id).cloned()
+    }
+
+    /// The batch, from memory or with the bytes that `load` reads. Two that load at once get the same.
+    pub fn get_or_load<E>(&self, id: BatchId, load: impl Fn() -> Result<Vec<u8>, E>) -> Result<Arc<Batch>, E> {
+        // Read outside the lock. Meanwhile another may have loaded it, changed it, and seen it evicted: then what was read here
+        // is out of date, so it is read again.
+        loop {
+            let evictions = self.evictions.load(Ordering::Acquire);
+            if let Some(batch) = self.get(&id) {
+                return Ok(batch);
+            }
+            let bytes = load()?;
+            let mut map = lock(&self.map);
+            if let Some(batch) = map.get(&id) {
+                return Ok(batch.clone());
+            }
+            if self.evictions.load(Ordering::Acquire) == evictions {
+                let batch = Arc::new(Batch::new(id, bytes, None, None));
+                map.insert(id, batch.clone());
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room.
+    pub fn insert_fresh(&self, id: BatchId, count: u16, row: Bytes) -> Option<Arc<Batch>> {
+        let bytes = row.len();
+        if self.fresh_used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.fresh_limit {
+            self.fresh_used.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
+        let share = FreshShare { used: self.fresh_used.clone(), bytes };
+        let batch = Arc::new(Batch::new(id, vec![WAITING; usize::from(count)], Some(row), Some(share)));
+        debug_assert!(batch.fresh.is_some());
+        lock(&self.map).insert(id, batch.clone());
+        Some(batch)
+    }
+
+    /// Forgets what nobody holds or is busy with. Called by the writer alone, which holds what the next checkpoint writes.
+    pub fn evict(&self) {
+        let mut map = lock(&self.map);
+        map.retain(|_, batch| Arc::strong_count(batch) > 1 || !batch.idle());
+        self.evictions.fetch_add(1, Ordering::Release);
+    }
+
+    /// Bytes of rows that travel with fresh commits, and batches in memory.
+    pub fn usage(&self) -> (usize, usize) {
+        (self.fresh_used.load(Ordering::Relaxed), lock(&self.map).len())
+    }
+}
+
+/// Names a list: the commit and place of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListKey {
+    pub commit: u64,
+    pub place: u16,
+}
+
+impl ListKey {
+    /// The key of a list's message.
+    pub fn of(id: MessageId) -> ListKey {
+        ListKey { commit: id.commit(), place: id.place() }
+    }
+
+    /// The key of a chunk's list.
+    pub fn of_batch(batch: &BatchId) -> Option<ListKey> {
+        match *batch {
+            BatchId::Chunk { commit, place, .. } => Some(ListKey { commit, place }),
+            BatchId::Commit { .. } => None,
+        }
+    }
+}
+
+/// A list that has not ended: its message, and what changes.
+pub struct List {
+    pub message: Arc<Message>,
+    pub spread: Option<f64>,
+    pub state: Mutex<ListState>,
+}
+
+/// What of a list changes. Written by the writer; `in_flight` also by the workers that claim.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ListState {
+    /// Chunks so far, by service.
+    pub chunks: BTreeMap<Service, u32>,
+    /// No recipients will be added.
+    pub closed: bool,
+    pub paused: bool,
+    pub rate: Option<f64>,
+    /// The application's position, as compact JSON.
+    pub position: Option<Box<str>>,
+    pub counts: Counts,
+    /// All that was not in flight ended so.
+    pub over: Option<Ending>,
+    /// When the last recipient ended.
+    pub ended_at: Option<UnixMillis>,
+    /// Claimed and not settled.
+    pub in_flight: u64,
+}
+
+impl ListState {
+    /// Whether every recipient has ended and none will come.
+    pub fn done(&self) -> bool {
+        self.closed && self.counts.pending() == 0
+    }
+}
+
+impl List {
+    /// The lane of its recipients at a service.
+    pub fn lane(&self, service: Service) -> Lane {
+        Lane { service, urgency: self.message.urgency }
+    }
+
+    /// Claims of a chunk what waits, unless the list is over or paused.
+    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Vec<u16> {
+        let mut state = lock(&self.state);
+        if state.over.is_some() || state.paused {
+            return Vec::new();
+        }
+        let claimed = batch.claim(from, most);
+        state.in_flight += claimed.len() as u64;
+        claimed
+    }
+
+    /// Claims one that waits by itself, unless the list is over.
+    pub fn claim_moved(&self, batch: &Batch, index: u16) -> bool {
+        let mut state = lock(&self.state);
+        let claimed = state.over.is_none() && batch.claim_moved(index);
+        state.in_flight += u64::from(claimed);
+        claimed
+    }
+
+    /// Gives claims back.
+    pub fn release(&self, batch: &Batch, indexes: &[u16]) {
+        let mut state = lock(&self.state);
+        for index in indexes {
+            batch.release(*index);
+        }
+        state.in_flight -= indexes.len() as u64;
+    }
+}
+
+/// The open lists.
+#[derive(Default)]
+pub struct Lists(Mutex<HashMap<ListKey, Arc<List>>>);
+
+impl Lists {
+    pub fn get(&self, key: ListKey) -> Option<Arc<List>> {
+        lock(&self.0).get(&key).cloned()
+    }
+
+    pub fn insert(&self, key: ListKey, list: Arc<List>) {
+        lock(&self.0).insert(key, list);
+    }
+
+    pub fn remove(&self, key: ListKey) {
+        lock(&self.0).remove(&key);
+    }
+
+    /// All of them, oldest first.
+    pub fn all(&self) -> Vec<(ListKey, Arc<List>)> {
+        let mut all: Vec<_> = lock(&self.0).iter().map(|(key, list)| (*key, list.clone())).collect();
+        all.sort_by_key(|(key, _)| *key);
+        all
+    }
+}
+
+/// On whose word a delivery is held back.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Holder {
+    Message(MessageId),
+    /// A label of an app.
+    Label(Arc<str>, Arc<str>),
+    App(Arc<str>),
+}
+
+/// What `pause` and `cancel` have said and `resume` has not taken back.
+#[derive(Clone, Debug, Default)]
+pub struct RuleSet {
+    pub paused: HashSet<Holder>,
+    /// Cancelled are messages up to this commit.
+    pub cancelled: HashMap<Holder, u64>,
+}
+
+impl RuleSet {
+    /// Who holds the message back.
+    pub fn holder(&self, message: &Message) -> Option<Holder> {
+        if self.paused.is_empty() {
+            return None;
+        }
+        holders(message.id, &message.app, message.label.as_ref()).into_iter().flatten().find(|who| self.paused.contains(who))
+    }
+
+    /// Whether the message was cancelled.
+    pub fn cancels(&self, id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> bool {
+        !self.cancelled.is_empty()
+            && holders(id, app, label)
+                .into_iter()
+                .flatten()
+                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.commit() <= *upto))
+    }
+
+    /// Whether the message is held back.
+    pub fn pauses(&self, id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> bool {
+        !self.paused.is_empty() && holders(id, app, label).into_iter().flatten().any(|who| self.paused.contains(&who))
+    }
+}
+
+fn holders(id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> [Option<Holder>; 3] {
+    [
+        Some(Holder::Message(id)),
+        label.map(|label| Holder::Label(app.clone(), label.clone())),
+        Some(Holder::App(app.clone())),
+    ]
+}
+
+/// The rules, read by everyone, changed by the writer.
+pub type Rules = ArcSwap<RuleSet>;
+
+/// The lane of a service for an urgency, for all four.
+pub fn lanes_of(service: Service) -> impl Iterator<Item = Lane> {
+    Urgency::ALL.into_iter().map(move |urgency| Lane { service, urgency })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(count: usize) -> Batch {
+        let lane = Lane { service: Service(1), urgency: Urgency::High };
+        Batch::new(BatchId::Commit { commit: 1, lane, piece: 0 }, vec![0; count], None, None)
+    }
+
+    #[test]
+    fn a_delivery_is_claimed_once() {
+        let batch = batch(4);
+        assert_eq!(batch.claim(1, 2), [1, 2]);
+        assert_eq!(batch.claim(0, 9), [0, 3]);
+        batch.release(2);
+        assert_eq!(batch.claim(0, 9), [2]);
+    }
+
+    #[test]
+    fn cancel_takes_what_is_free_and_leaves_what_is_in_flight() {
+        let batch = batch(2);
+        batch.claim(0, 1);
+        assert!(!batch.end_if_free(0, Ending::Cancelled));
+        assert!(batch.end_if_free(1, Ending::Cancelled));
+        assert!(!batch.end(1, Ending::Accepted));
+        assert!(batch.end(0, Ending::Accepted));
+        let (bytes, row_done, all_ended) = batch.image();
+        assert_eq!(bytes, [Ending::Accepted as u8, Ending::Cancelled as u8]);
+        assert!(row_done && all_ended);
+    }
+
+    #[test]
+    fn what_waits_by_itself_stays_claimed_until_it_is_on_disk() {
+        let batch = batch(1);
+        batch.claim(0, 1);
+        assert!(batch.wait(0, true));
+        assert!(!batch.claim_moved(0));
+        batch.release(0);
+        assert!(batch.claim(0, 1).is_empty());
+        assert!(batch.claim_moved(0));
+        let (bytes, row_done, all_ended) = batch.image();
+        assert_eq!(retries(bytes[0]), 1);
+        assert!(row_done && !all_ended);
+    }
+
+    #[test]
+    fn fresh_rows_are_bounded() {
+        let batches = Batches::new(10);
+        let lane = Lane { service: Service(1), urgency: Urgency::High };
+        let id = |commit| BatchId::Commit { commit, lane, piece: 0 };
+        let held = batches.insert_fresh(id(1), 1, Bytes::from_static(b"123456"));
+        assert!(held.is_some());
+        assert!(batches.insert_fresh(id(2), 1, Bytes::from_static(b"123456")).is_none());
+        batches.evict();
+        assert_eq!(batches.usage(), (6, 1));
+        drop(held);
+        batches.evict();
+        assert_eq!(batches.usage(), (0, 0));
+    }
+}

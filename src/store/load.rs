@@ -1,0 +1,221 @@
+//! What a worker reads before it seals: the batch of a run, claimed, and its deliveries.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::message::{BatchId, Delivery, DeliveryId, Message, MessageId, UnixMillis};
+use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
+use crate::store::live::{Batch, List, ListKey};
+use crate::store::record::{self, Head, Take};
+use crate::store::{ReadError, Store, family};
+
+impl Store {
+    /// A batch of `count` recipients whose row is known to exist.
+    pub fn batch(&self, id: BatchId, count: u16) -> Result<Arc<Batch>, ReadError> {
+        self.batches.get_or_load(id, || {
+            let stored = self.reader()?.value(family::OUTCOME, key::batch_key(&id))?;
+            Ok(stored.map_or_else(|| vec![0; usize::from(count)], |bytes| bytes.to_vec()))
+        })
+    }
+
+    /// A batch by its id alone; None if nothing of it is left.
+    pub fn find_batch(&self, id: BatchId) -> Result<Option<Arc<Batch>>, ReadError> {
+        if let Some(batch) = self.batches.get(&id) {
+            return Ok(Some(batch));
+        }
+        let reader = self.reader()?;
+        if reader.value(family::OUTCOME, key::batch_key(&id))?.is_some() {
+            drop(reader);
+            // The count is the stored array's; the one given is not used.
+            return self.batch(id, 0).map(Some);
+        }
+        let Some(count) = row_of(&reader, &id)?.map(|(_, count)| count) else { return Ok(None) };
+        drop(reader);
+        self.batch(id, count).map(Some)
+    }
+
+    /// The row's value of a batch of singles, from memory or disk. None: its row is gone, so nothing waits in it.
+    pub fn work_row(&self, batch: &Batch, key: &WorkKey) -> Result<Option<Bytes>, ReadError> {
+        self.row(batch, family::WORK, &key.encode())
+    }
+
+    /// The row's value of a chunk.
+    pub fn chunk_row(&self, batch: &Batch, key: &ChunkKey) -> Result<Option<Bytes>, ReadError> {
+        self.row(batch, family::LIST, &key.encode())
+    }
+
+    fn row(&self, batch: &Batch, family: &str, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        if let Some(row) = batch.row() {
+            return Ok(Some(row.clone()));
+        }
+        Ok(self.reader()?.value(family, key)?.map(|row| batch.keep_row(row).clone()))
+    }
+
+    /// Claims a delivery that waits by itself and reads it. None: it is in flight, has ended, or waits under another time.
+    pub fn claim_due(&self, due: &DueKey) -> Result<Option<Box<Delivery>>, ReadError> {
+        let Some(batch) = self.find_batch(due.delivery.batch)? else { return Ok(None) };
+        let index = due.delivery.index;
+        let list = match ListKey::of_batch(&due.delivery.batch) {
+            None => None,
+            Some(key) => match self.lists.get(key) {
+                None => return Ok(None),
+                some => some,
+            },
+        };
+        let claimed = match &list {
+            None => batch.claim_moved(index),
+            Some(list) => list.claim_moved(&batch, index),
+        };
+        if !claimed {
+            return Ok(None);
+        }
+        let release = || match &list {
+            None => batch.release(index),
+            Some(list) => list.release(&batch, &[index]),
+        };
+        // Read after the claim: nobody but the claimer moves it, so the row under this key is the one that counts, or is gone.
+        let read = self.reader().and_then(|reader| reader.value(family::DUE, due.encode()));
+        let row = match read {
+            Ok(Some(row)) => row,
+            Ok(None) => {
+                release();
+                return Ok(None);
+            }
+            Err(error) => {
+                release();
+                return Err(error);
+            }
+        };
+        match record::read_due_row(row, due.delivery, due.time, || list.as_ref().map(|list| list.message.clone())) {
+            Ok(Some(delivery)) => Ok(Some(delivery)),
+            // Stays claimed until the next start, so that it is not met again and again.
+            Ok(None) | Err(_) => {
+                self.corrupt(family::DUE);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether the delivery's row of `due` is there.
+    pub fn due_exists(&self, due: &DueKey) -> Result<bool, ReadError> {
+        Ok(self.reader()?.value(family::DUE, due.encode())?.is_some())
+    }
+
+    /// The head of a single. None: no single has this id, or it was forgotten.
+    pub fn head(&self, id: MessageId) -> Result<Option<Head>, ReadError> {
+        let reader = self.reader()?;
+        let floor = key::head_key(id.commit(), 0);
+        let Some((_, value)) = reader.last_at_most(family::HEAD, &key::head_key(id.commit(), id.place()), &floor)? else {
+            return Ok(None);
+        };
+        let mut found = None;
+        let decoded = Take::versioned(value).and_then(|mut take| {
+            while !take.at_end() && found.is_none() {
+                let head = record::take_head(&mut take, id.commit())?;
+                if head.id == id {
+                    found = Some(head);
+                }
+            }
+            Ok(())
+        });
+        if decoded.is_err() {
+            self.corrupt(family::HEAD);
+        }
+        Ok(found)
+    }
+
+    /// The message of a list, open or ended, and its state and counters as they are on disk.
+    pub fn list_message(&self, key: ListKey) -> Result<Option<Arc<Message>>, ReadError> {
+        if let Some(list) = self.lists.get(key) {
+            return Ok(Some(list.message.clone()));
+        }
+        let row = self.reader()?.value(family::MESSAGE, message_key(key, MessageRow::Message))?;
+        Ok(row.and_then(|row| match Take::versioned(row).and_then(|mut take| record::take_message(&mut take)) {
+            Ok(message) => Some(Arc::new(message)),
+            Err(_) => {
+                self.corrupt(family::MESSAGE);
+                None
+            }
+        }))
+    }
+
+    /// One delivery of a row that still waits in it, for its event.
+    pub fn waiting_delivery(&self, id: DeliveryId, list: Option<&Arc<List>>) -> Result<Option<Box<Delivery>>, ReadError> {
+        let reader = self.reader()?;
+        let Some((row_key, _)) = row_of(&reader, &id.batch)? else { return Ok(None) };
+        let mut found = None;
+        let take = |delivery| found = Some(delivery);
+        let decoded = match (id.batch, list) {
+            (BatchId::Commit { .. }, _) => match reader.value(family::WORK, row_key)? {
+                Some(row) => record::read_work_row(&row, id.batch, &[id.index], take),
+                None => return Ok(None),
+            },
+            (BatchId::Chunk { .. }, Some(list)) => match reader.value(family::LIST, row_key)? {
+                Some(row) => record::read_chunk_row(&row, id.batch, &list.message, &[id.index], take),
+                None => return Ok(None),
+            },
+            (BatchId::Chunk { .. }, None) => return Ok(None),
+        };
+        if decoded.is_err() {
+            self.corrupt("work");
+        }
+        Ok(found)
+    }
+
+    /// The earliest deadline of a row of singles, and its recipients that wait.
+    pub fn work_row_deliveries(&self, key: &WorkKey, wanted: &[u16], row: &Bytes) -> Vec<Box<Delivery>> {
+        let mut found = Vec::with_capacity(wanted.len());
+        if record::read_work_row(row, key.batch(), wanted, |delivery| found.push(delivery)).is_err() {
+            self.corrupt(family::WORK);
+        }
+        found
+    }
+}
+
+/// Key and count of the row of a batch, if it is still there.
+fn row_of(reader: &super::Reader<'_>, id: &BatchId) -> Result<Option<(Vec<u8>, u16)>, ReadError> {
+    let (family, prefix) = match *id {
+        BatchId::Commit { commit, lane, piece } => {
+            let mut prefix = WorkKey { lane, commit, piece, count: 0 }.encode();
+            prefix.truncate(prefix.len() - 2);
+            (family::WORK, prefix)
+        }
+        BatchId::Chunk { commit, place, lane, chunk } => {
+            let mut prefix = ChunkKey { commit, place, service: lane.service, chunk, count: 0 }.encode();
+            prefix.truncate(prefix.len() - 2);
+            (family::LIST, prefix)
+        }
+    };
+    let mut found = None;
+    reader.scan(family, &prefix, &key::after_prefix(&prefix), |row, _| {
+        if let Some(count) = row.last_chunk::<2>() {
+            found = Some((row.to_vec(), u16::from_be_bytes(*count)));
+        }
+        false
+    })?;
+    Ok(found)
+}
+
+/// The three rows of a list in `message`.
+#[derive(Clone, Copy)]
+pub enum MessageRow {
+    /// Written once.
+    Message = 0,
+    /// Written with commits: what the application says.
+    State = 1,
+    /// Written with checkpoints: what has come of it.
+    Counts = 2,
+}
+
+/// Key of a row in `message`.
+pub fn message_key(key: ListKey, row: MessageRow) -> Vec<u8> {
+    let mut bytes = key::list_prefix(key.commit, key.place);
+    bytes.push(row as u8);
+    bytes
+}
+
+/// How long a list is kept from now on, for `sweep`.
+pub fn kept_until(ended: UnixMillis, retention: std::time::Duration) -> UnixMillis {
+    ended.plus(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX))
+}

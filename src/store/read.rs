@@ -1,0 +1,267 @@
+//! What `status`, `list_messages`, `events` and `stats` answer: every number as it is on disk, so as of the last checkpoint.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ingest::request::{By, State};
+use crate::message::{Ending, MessageId, UnixMillis};
+use crate::store::commit::Apps;
+use crate::store::key;
+use crate::store::live::{List, ListKey, ending, retries};
+use crate::store::load::{MessageRow, message_key};
+use crate::store::record::{self, Counts, Head, Take};
+use crate::store::writer::{StatsKey, read_list};
+use crate::store::{ReadError, Store, family, list_state, number};
+
+/// What `status` tells of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    pub id: MessageId,
+    pub state: State,
+    pub open: bool,
+    pub label: Option<Arc<str>>,
+    pub reference: Option<Arc<str>>,
+    pub at: UnixMillis,
+    pub expires: UnixMillis,
+    pub position: Option<Box<str>>,
+    pub counts: Counts,
+    pub in_flight: u64,
+    pub rate: Option<f64>,
+}
+
+/// An event as it is kept: its number and its JSON, without the cursor.
+pub struct StoredEvent {
+    pub number: u64,
+    pub json: Bytes,
+}
+
+/// A cursor that `events` cannot go on from; both ends of what it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CursorExpired {
+    /// After this number comes the oldest event.
+    pub oldest: u64,
+    /// The newest event's number.
+    pub newest: u64,
+}
+
+impl Store {
+    /// The status of a message of one of `apps`.
+    pub fn status(&self, id: MessageId, apps: &Apps, now: UnixMillis) -> Result<Option<Status>, ReadError> {
+        if let Some(list) = self.stored_list(ListKey::of(id))?
+            && list.message.id == id
+        {
+            return Ok(apps.contains(&list.message.app).then(|| self.list_status(&list, now)));
+        }
+        match self.head(id)? {
+            Some(head) if apps.contains(&head.app) => self.single_status(&head, now).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn stored_list(&self, key: ListKey) -> Result<Option<List>, ReadError> {
+        let reader = self.reader()?;
+        let row = |which| reader.value(family::MESSAGE, message_key(key, which));
+        let Some(message) = row(MessageRow::Message)? else { return Ok(None) };
+        match read_list(message, row(MessageRow::State)?, row(MessageRow::Counts)?) {
+            Ok(list) => Ok(Some(list)),
+            Err(record::Corrupt) => {
+                self.corrupt(family::MESSAGE);
+                Ok(None)
+            }
+        }
+    }
+
+    fn list_status(&self, list: &List, now: UnixMillis) -> Status {
+        let message = &list.message;
+        let stored = list_state(list).clone();
+        let in_flight = self.lists.get(ListKey::of(message.id)).map_or(0, |live| list_state(&live).in_flight);
+        let paused = stored.paused || self.rules.load().pauses(message.id, &message.app, message.label.as_ref());
+        let state = match () {
+            () if stored.over == Some(Ending::Cancelled) => State::Cancelled,
+            () if stored.over.is_some() || stored.done() => State::Done,
+            () if paused => State::Paused,
+            () if message.at > now => State::Scheduled,
+            () => State::Sending,
+        };
+        Status {
+            id: message.id,
+            state,
+            open: !stored.closed,
+            label: message.label.clone(),
+            reference: message.reference.clone(),
+            at: message.at,
+            expires: message.expires,
+            position: stored.position.clone(),
+            counts: stored.counts,
+            in_flight: in_flight.min(stored.counts.pending()),
+            rate: stored.rate,
+        }
+    }
+
+    fn single_status(&self, head: &Head, now: UnixMillis) -> Result<Status, ReadError> {
+        let mut counts =
+            Counts { recipients: head.recipients.len() as u64, rejected: u64::from(head.rejected), ..Counts::default() };
+        let rules = self.rules.load();
+        let cancelled = rules.cancels(head.id, &head.app, head.label.as_ref());
+        let mut in_flight = 0;
+        let mut rows: BTreeMap<_, Option<Bytes>> = BTreeMap::new();
+        let reader = self.reader()?;
+        for recipient in &head.recipients {
+            let batch = recipient.id.batch;
+            if !rows.contains_key(&batch) {
+                rows.insert(batch, reader.value(family::OUTCOME, key::batch_key(&batch))?);
+            }
+            let byte = rows[&batch].as_ref().and_then(|bytes| bytes.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
+            counts.retries += retries(byte);
+            let busy = self.batches.get(&batch).map_or(0, |batch| batch.busy_in(recipient.id.index, 1));
+            match ending(byte) {
+                Some(ending) => counts.ended[ending as usize - 1] += 1,
+                // The sweep of a cancelled label or app may not have come here yet; it has ended all the same.
+                None if cancelled && busy == 0 => counts.ended[Ending::Cancelled as usize - 1] += 1,
+                None => in_flight += busy,
+            }
+        }
+        let pending = counts.pending();
+        let state = match () {
+            () if pending == 0 && counts.ended[Ending::Cancelled as usize - 1] > 0 => State::Cancelled,
+            () if pending == 0 => State::Done,
+            () if rules.pauses(head.id, &head.app, head.label.as_ref()) => State::Paused,
+            () if head.at > now => State::Scheduled,
+            () => State::Sending,
+        };
+        Ok(Status {
+            id: head.id,
+            state,
+            open: false,
+            label: head.label.clone(),
+            reference: head.reference.clone(),
+            at: head.at,
+            expires: head.expires,
+            position: None,
+            counts,
+            in_flight,
+            rate: None,
+        })
+    }
+
+    /// Lists, newest first, from before `after` on; the second value is the id to go on after, if there is more.
+    pub fn list_messages(
+        &self,
+        wanted: impl Fn(&Status) -> bool,
+        limit: usize,
+        after: Option<MessageId>,
+        apps: &Apps,
+        now: UnixMillis,
+    ) -> Result<(Vec<Status>, Option<MessageId>), ReadError> {
+        let end = after.map_or_else(|| vec![255; 16], |id| key::list_prefix(id.commit(), id.place()));
+        let mut keys = Vec::new();
+        let mut found = Vec::new();
+        // Ids first, then each by point: a status wants all three rows and the live state.
+        self.reader()?.scan_back(family::MESSAGE, &[], &end, |row, _| {
+            if let (Some(0), Some(commit), Some(place)) = (row.last(), row.get(..8), row.get(8..10)) {
+                let commit = u64::from_be_bytes(commit.try_into().expect("eight bytes"));
+                keys.push(ListKey { commit, place: u16::from_be_bytes(place.try_into().expect("two bytes")) });
+            }
+            keys.len() < 10_000
+        })?;
+        let mut more = None;
+        for key in keys {
+            let Some(list) = self.stored_list(key)? else { continue };
+            if !apps.contains(&list.message.app) {
+                continue;
+            }
+            let status = self.list_status(&list, now);
+            if wanted(&status) {
+                if found.len() == limit {
+                    more = found.last().map(|status: &Status| status.id);
+                    break;
+                }
+                found.push(status);
+            }
+        }
+        Ok((found, more))
+    }
+
+    /// After which number the log begins, and the newest number.
+    pub fn event_range(&self) -> Result<CursorExpired, ReadError> {
+        let newest = *self.events_end.borrow() - 1;
+        let mut first = None;
+        let start = self.reader()?.value(family::META, "events_first")?.unwrap_or_default();
+        self.reader()?.scan(family::EVENTS, &start, &[255; 9], |key, _| {
+            first = key.try_into().ok().map(u64::from_be_bytes);
+            false
+        })?;
+        Ok(CursorExpired { oldest: first.map_or(newest, |first| first - 1), newest })
+    }
+
+    /// Events after number `after`, oldest first, about `most` of them.
+    pub fn events_after(&self, after: u64, most: usize) -> Result<Vec<StoredEvent>, ReadError> {
+        let reader = self.reader()?;
+        let end = *self.events_end.borrow();
+        let mut events = Vec::new();
+        // The row that holds the next one begins at or before it.
+        let start = match reader.last_at_most(family::EVENTS, &number(after + 1), &[])? {
+            Some((key, _)) => key,
+            None => number(after + 1),
+        };
+        let mut corrupt = false;
+        reader.scan(family::EVENTS, &start, &number(end), |key, value| {
+            let Ok(first) = key.try_into().map(u64::from_be_bytes) else { return true };
+            let decoded = Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| {
+                let count = take.u32()?;
+                let lines = take.take(value.len() - 5)?;
+                Ok((count, lines))
+            });
+            match decoded {
+                Ok((_, lines)) => {
+                    for (number, line) in (first..).zip(lines.split(|byte| *byte == b'\n')) {
+                        if number > after {
+                            events.push(StoredEvent { number, json: lines.slice_ref(line) });
+                        }
+                    }
+                }
+                Err(record::Corrupt) => corrupt = true,
+            }
+            events.len() < most
+        })?;
+        if corrupt {
+            self.corrupt(family::EVENTS);
+        }
+        Ok(events)
+    }
+
+    /// Counters from day `from` to day `to`, both included, summed by the dimensions in `by`.
+    pub fn stats(&self, from: u32, to: u32, by: &[By], apps: &Apps) -> Result<Vec<(StatsKey, Counts)>, ReadError> {
+        let mut sums: BTreeMap<StatsKey, Counts> = BTreeMap::new();
+        let mut corrupt = false;
+        let end = to.checked_add(1).map_or_else(|| vec![255; 5], |day| day.to_be_bytes().to_vec());
+        self.reader()?.scan(family::STATS, &from.to_be_bytes(), &end, |key, value| {
+            let decoded = StatsKey::decode(key).and_then(|(key, _)| {
+                let counts = Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| record::take_counts(&mut take))?;
+                Ok((key, counts))
+            });
+            match decoded {
+                Ok((key, counts)) if apps.contains(&key.app) => {
+                    let has = |dimension| by.contains(&dimension);
+                    let group = StatsKey {
+                        day: if has(By::Day) { key.day } else { 0 },
+                        app: if has(By::App) { key.app } else { Arc::from("") },
+                        label: if has(By::Label) { key.label } else { Arc::from("") },
+                        service: if has(By::Service) { key.service } else { crate::message::Service::OTHER },
+                        key: if has(By::Key) { key.key } else { [0; 8] },
+                    };
+                    sums.entry(group).or_default().add(&counts);
+                }
+                Ok(_) => {}
+                Err(record::Corrupt) => corrupt = true,
+            }
+            true
+        })?;
+        if corrupt {
+            self.corrupt(family::STATS);
+        }
+        Ok(sums.into_iter().collect())
+    }
+}

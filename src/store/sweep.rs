@@ -1,0 +1,538 @@
+//! One thread that looks after time and space: deadlines of what waits unread, cancellations of labels and apps, retention,
+//! free space. It reads; what is to be written goes to the writer.
+//!
+//! A delivery that is sent in time never meets it. What has waited in its row for 20 s (its lane is closed, or far behind)
+//! gets a row in `expiry` at its earliest deadline; when that time has come the row is looked at, so an expiry is told within
+//! 60 s of the deadline without anything being scanned whole, and the happy path writes nothing for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::clock;
+use crate::message::{BatchId, Delivery, Ending, Lane, UnixMillis};
+use crate::store::key::{self, DueKey, Waiting, WorkKey};
+use crate::store::live::{Holder, lanes_of};
+use crate::store::record::{self, Take};
+use crate::store::writer::{Settle, Settled, Settlement, StoredRule, read_list, read_rule, rule_key};
+use crate::store::{ReadError, Store, family, list_state};
+
+/// What waits unread is aged after this long, in milliseconds.
+const AGED: u64 = 20_000;
+/// How often ages and deadlines are looked at.
+const EVERY: Duration = Duration::from_secs(5);
+/// Rows looked at in one step.
+const SLICE: usize = 1_024;
+/// Cancellations are kept as long as what they cancelled can be in flight or be tried again.
+const RULE_MILLIS: u64 = 36 * 86_400_000;
+
+/// What the sweep needs from the configuration.
+pub struct Settings {
+    pub retention: Duration,
+    pub events_retention: Duration,
+    pub events_max_mb: u64,
+    pub stats_keep_days: u32,
+    pub min_free_percent: f64,
+}
+
+/// The sweep's state.
+pub struct Sweep {
+    store: Arc<Store>,
+    settings: Settings,
+    settles: Sender<Settle>,
+    cancelled: Receiver<()>,
+    stop: Arc<AtomicBool>,
+    aged: HashMap<(&'static str, Lane), Vec<u8>>,
+}
+
+impl Sweep {
+    /// Nothing is read before [`Sweep::run`].
+    pub fn new(
+        store: Arc<Store>,
+        settings: Settings,
+        settles: Sender<Settle>,
+        cancelled: Receiver<()>,
+        stop: Arc<AtomicBool>,
+    ) -> Sweep {
+        Sweep { store, settings, settles, cancelled, stop, aged: HashMap::new() }
+    }
+
+    /// Works until `stop` is set.
+    pub fn run(mut self, progress: impl Fn()) {
+        let mut looked: Option<Instant> = None;
+        let mut forgot: Option<Instant> = None;
+        let forget_every = (self.settings.retention / 10).clamp(Duration::from_secs(1), Duration::from_secs(3_600));
+        let mut cancellations = true;
+        while !self.stop.load(Ordering::Relaxed) {
+            progress();
+            self.watch_space();
+            let now = clock::now();
+            // A failed read means that the store is being reopened: the next round finds it again.
+            if std::mem::take(&mut cancellations) && self.sweep_cancelled().is_err() {
+                cancellations = true;
+            }
+            if looked.is_none_or(|at| at.elapsed() >= EVERY) {
+                looked = Some(Instant::now());
+                let _retried = self.age(now).and_then(|()| self.expire(now));
+            }
+            if forgot.is_none_or(|at| at.elapsed() >= forget_every) {
+                forgot = Some(Instant::now());
+                let _retried = self.forget(now);
+            }
+            cancellations |= self.cancelled.recv_timeout(Duration::from_millis(500)).is_ok();
+        }
+    }
+
+    /// Opens and closes the gate of promise 7, with one percent between the two.
+    fn watch_space(&self) {
+        let Some(free) = self.store.free_percent() else { return };
+        let gate = &self.store.gates.low_space;
+        let low = gate.load(Ordering::Relaxed);
+        let limit = self.settings.min_free_percent;
+        if !low && free < limit {
+            tracing::error!(free_percent = free, "the disk is almost full: new messages are refused, accepted ones go on");
+            gate.store(true, Ordering::Relaxed);
+        } else if low && free >= limit + (limit * 0.2).min(1.0) {
+            tracing::info!(free_percent = free, "there is space again: new messages are taken");
+            gate.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn send(&self, settle: Settle) {
+        // The writer has ended: so does the process.
+        let _ended = self.settles.send(settle);
+    }
+
+    fn lanes(&self) -> Vec<Lane> {
+        self.store.services.all().into_iter().flat_map(|(service, _)| lanes_of(service)).collect()
+    }
+
+    /// Gives what has waited unread for a while its row in `expiry`.
+    fn age(&mut self, now: UnixMillis) -> Result<(), ReadError> {
+        let until = UnixMillis(now.0.saturating_sub(AGED));
+        for lane in self.lanes() {
+            for family in [family::WORK, family::DUE] {
+                loop {
+                    let (hints, more) = self.age_some(family, lane, until)?;
+                    if !hints.is_empty() {
+                        self.send(Settle::Expiry { put: hints, drop: Vec::new() });
+                    }
+                    if !more || self.stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn age_some(
+        &mut self,
+        family: &'static str,
+        lane: Lane,
+        until: UnixMillis,
+    ) -> Result<(Vec<(UnixMillis, Waiting)>, bool), ReadError> {
+        let prefix = key::lane_prefix(lane);
+        let mut start = match self.aged.get(&(family, lane)) {
+            Some(start) => start.clone(),
+            None => {
+                let kept = self.store.reader()?.value(family::META, super::writer::first_row_key(family, lane))?;
+                kept.map_or_else(|| prefix.clone(), |kept| kept.to_vec())
+            }
+        };
+        let mut hints = Vec::new();
+        let (mut seen, mut more) = (0, false);
+        let store = &self.store;
+        store.reader()?.scan(family, &start.clone(), &key::after_prefix(&prefix), |row, value| {
+            let hint = match family {
+                family::WORK => work_hint(row, value, until),
+                _ => due_hint(row, value, until),
+            };
+            match hint {
+                Ok(Hint::Later) => return false,
+                Ok(Hint::At(time, waiting)) => hints.push((time, waiting)),
+                Ok(Hint::None) => {}
+                Err(record::Corrupt) => store.corrupt(family),
+            }
+            start = row.to_vec();
+            start.push(0);
+            seen += 1;
+            more = seen == SLICE;
+            !more
+        })?;
+        // Rows of `due` may still be made at any time after now: behind `until` nothing new comes.
+        self.aged.insert((family, lane), start);
+        Ok((hints, more))
+    }
+
+    /// Ends what has passed its deadline, of all that has a row in `expiry`.
+    fn expire(&self, now: UnixMillis) -> Result<(), ReadError> {
+        let mut start = Vec::new();
+        loop {
+            let mut rows = Vec::new();
+            let end = now.plus(1).0.to_be_bytes();
+            self.store.reader()?.scan(family::EXPIRY, &start, &end, |row, _| {
+                rows.push(row.to_vec());
+                rows.len() < SLICE
+            })?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            start = last.clone();
+            start.push(0);
+            let mut put = Vec::new();
+            let mut settled = Vec::new();
+            for row in &rows {
+                match key::expiry_decode(row) {
+                    Ok((_, Waiting::Work(key))) => {
+                        if let Some(next) = self.expire_row(&key, now, &mut settled)? {
+                            put.push((next, Waiting::Work(key)));
+                        }
+                    }
+                    Ok((_, Waiting::Due(due))) => {
+                        if let Some(delivery) = self.store.claim_due(&due)? {
+                            if delivery.message.expires <= now {
+                                settled.push(expired(delivery));
+                            } else {
+                                put.push((delivery.message.expires, Waiting::Due(due)));
+                                settled.push(Settled { delivery, what: Settlement::Back });
+                            }
+                        }
+                    }
+                    Err(record::Corrupt) => self.store.corrupt(family::EXPIRY),
+                }
+            }
+            self.send(Settle::Slice(settled));
+            self.send(Settle::Expiry { put, drop: rows });
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Ends what of a row of singles has passed its deadline; gives the next deadline in it.
+    fn expire_row(&self, key: &WorkKey, now: UnixMillis, settled: &mut Vec<Settled>) -> Result<Option<UnixMillis>, ReadError> {
+        let Some(row) = self.store.reader()?.value(family::WORK, key.encode())? else { return Ok(None) };
+        let mut next: Option<UnixMillis> = None;
+        for delivery in self.waiting(key, &row)? {
+            if delivery.message.expires > now {
+                next = Some(next.map_or(delivery.message.expires, |next| next.min(delivery.message.expires)));
+            } else if self.store.batch(key.batch(), key.count)?.claim_one(delivery.id.index) {
+                settled.push(expired(delivery));
+            }
+        }
+        // Deadlines that lie close together are met in one look.
+        Ok(next.map(|next| next.max(now.plus(EVERY.as_millis() as u64))))
+    }
+
+    fn waiting(&self, key: &WorkKey, row: &Bytes) -> Result<Vec<Box<Delivery>>, ReadError> {
+        let batch = self.store.batch(key.batch(), key.count)?;
+        Ok(self.store.work_row_deliveries(key, &batch.waiting(), row))
+    }
+
+    /// Ends what `cancel` of a label or an app has left to be found.
+    fn sweep_cancelled(&self) -> Result<(), ReadError> {
+        let mut rules: Vec<StoredRule> = Vec::new();
+        self.store.reader()?.scan(family::META, b"cancel/", b"cancel0", |_, value| {
+            rules.extend(read_rule(Bytes::copy_from_slice(value)).ok().filter(|rule| !rule.swept));
+            true
+        })?;
+        for rule in rules {
+            for lane in self.lanes() {
+                self.sweep_lane(lane, &rule)?;
+            }
+            self.send(Settle::Swept(rule.holder));
+        }
+        Ok(())
+    }
+
+    fn sweep_lane(&self, lane: Lane, rule: &StoredRule) -> Result<(), ReadError> {
+        let concerns = |delivery: &Delivery| {
+            let message = &delivery.message;
+            message.id.commit() <= rule.upto
+                && match &rule.holder {
+                    Holder::Message(id) => message.id == *id,
+                    Holder::Label(app, label) => message.app == *app && message.label.as_ref() == Some(label),
+                    Holder::App(app) => message.app == *app,
+                }
+        };
+        let prefix = key::lane_prefix(lane);
+        for family in [family::WORK, family::DUE] {
+            let mut start = prefix.clone();
+            loop {
+                let mut rows: Vec<(Vec<u8>, Bytes)> = Vec::new();
+                let mut bytes = 0;
+                self.store.reader()?.scan(family, &start, &key::after_prefix(&prefix), |row, value| {
+                    bytes += value.len();
+                    rows.push((row.to_vec(), Bytes::copy_from_slice(value)));
+                    rows.len() < SLICE && bytes < 4 << 20
+                })?;
+                let Some((last, _)) = rows.last() else { break };
+                start = last.clone();
+                start.push(0);
+                let mut settled = Vec::new();
+                for (row, value) in rows {
+                    if family == family::WORK {
+                        let Ok(key) = WorkKey::decode(&row) else { continue };
+                        for delivery in self.waiting(&key, &value)? {
+                            if concerns(&delivery)
+                                && self.store.batch(key.batch(), key.count)?.claim_one(delivery.id.index)
+                            {
+                                settled.push(cancelled(delivery));
+                            }
+                        }
+                    } else if let Ok(due) = DueKey::decode(&row)
+                        && let BatchId::Commit { .. } = due.delivery.batch
+                        && let Some(delivery) = self.store.claim_due(&due)?
+                    {
+                        let ends = concerns(&delivery);
+                        settled.push(if ends {
+                            cancelled(delivery)
+                        } else {
+                            Settled { delivery, what: Settlement::Back }
+                        });
+                    }
+                }
+                self.send(Settle::Slice(settled));
+                if self.stop.load(Ordering::Relaxed) {
+                    return Err(ReadError);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what is kept no longer.
+    fn forget(&self, now: UnixMillis) -> Result<(), ReadError> {
+        let mut ranges = Vec::new();
+        let mut put = Vec::new();
+        self.forget_singles(now, &mut ranges, &mut put)?;
+        self.forget_lists(now, &mut ranges)?;
+        self.forget_events(now, &mut ranges, &mut put)?;
+        let today = u32::try_from(now.0 / 86_400_000).unwrap_or(u32::MAX);
+        let kept_from = today.saturating_sub(self.settings.stats_keep_days);
+        if kept_from > 0 {
+            ranges.push((family::STATS, vec![0; 4], kept_from.to_be_bytes().to_vec()));
+        }
+        self.store.reader()?.scan(family::META, b"cancel/", b"cancel0", |row, value| {
+            if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
+                && now.since(rule.since) > RULE_MILLIS
+            {
+                let row = rule_key("cancel", &rule.holder);
+                let mut end = row.clone();
+                end.push(0);
+                ranges.push((family::META, row, end));
+            }
+            !row.is_empty()
+        })?;
+        if !ranges.is_empty() || !put.is_empty() {
+            self.send(Settle::Forget { ranges, put });
+        }
+        Ok(())
+    }
+
+    /// Heads and outcomes of commits that are old enough, but for those of which something is still open: these are noted, and
+    /// looked at again.
+    fn forget_singles(&self, now: UnixMillis, ranges: &mut Ranges, put: &mut Puts) -> Result<(), ReadError> {
+        let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = UnixMillis(now.0.saturating_sub(retention));
+        let reader = self.store.reader()?;
+        let floor_key = b"retention/floor".to_vec();
+        let floor = reader.value(family::META, &floor_key)?.and_then(|row| Take::new(row).u64().ok()).unwrap_or(0);
+        let mut next = floor;
+        let mut open = Vec::new();
+        let mut seen = 0;
+        let mut error = None;
+        reader.scan(family::HEAD, &floor.to_be_bytes(), &[255; 10], |row, value| {
+            let Some(commit) = row.first_chunk::<8>().map(|commit| u64::from_be_bytes(*commit)) else { return true };
+            match heads(value, commit) {
+                Ok(heads) => {
+                    if heads.first().is_some_and(|head| head.id.created() >= cutoff) {
+                        return false;
+                    }
+                    match self.all_ended(&reader, &heads) {
+                        Ok(true) => {}
+                        Ok(false) if open.last() == Some(&commit) => {}
+                        Ok(false) => open.push(commit),
+                        Err(failed) => error = Some(failed),
+                    }
+                }
+                Err(record::Corrupt) => self.store.corrupt(family::HEAD),
+            }
+            next = commit + 1;
+            seen += 1;
+            seen < 100_000
+        })?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let mut from = floor;
+        for commit in open.iter().copied().chain([next]) {
+            if commit > from {
+                forget_commits(from, commit, ranges);
+            }
+            from = commit + 1;
+        }
+        for commit in open {
+            put.push((family::META, linger_key(commit), super::number(0)));
+        }
+        if next > floor {
+            put.push((family::META, floor_key, super::number(next)));
+        }
+        reader.scan(family::META, b"linger/", b"linger0", |row, value| {
+            let (Some(commit), Some(drop_at)) = (row.last_chunk::<8>(), value.first_chunk::<8>()) else { return true };
+            let (commit, drop_at) = (u64::from_be_bytes(*commit), UnixMillis(u64::from_be_bytes(*drop_at)));
+            if drop_at.0 == 0 {
+                let ended = self.commit_ended(&reader, commit);
+                if ended == Ok(true) {
+                    put.push((family::META, linger_key(commit), super::number(now.plus(retention).0)));
+                }
+            } else if drop_at <= now {
+                forget_commits(commit, commit + 1, ranges);
+                let mut end = row.to_vec();
+                end.push(0);
+                ranges.push((family::META, row.to_vec(), end));
+            }
+            true
+        })
+    }
+
+    fn commit_ended(&self, reader: &super::Reader<'_>, commit: u64) -> Result<bool, ReadError> {
+        let mut all = true;
+        reader.scan(family::HEAD, &key::head_key(commit, 0), &key::head_key(commit + 1, 0), |_, value| {
+            all &= heads(value, commit).is_ok_and(|heads| self.all_ended(reader, &heads) == Ok(true));
+            all
+        })?;
+        Ok(all)
+    }
+
+    fn all_ended(&self, reader: &super::Reader<'_>, heads: &[record::Head]) -> Result<bool, ReadError> {
+        let mut rows: HashMap<BatchId, Option<Bytes>> = HashMap::new();
+        for recipient in heads.iter().flat_map(|head| &head.recipients) {
+            let batch = recipient.id.batch;
+            if let std::collections::hash_map::Entry::Vacant(entry) = rows.entry(batch) {
+                entry.insert(reader.value(family::OUTCOME, key::batch_key(&batch))?);
+            }
+            let byte = rows[&batch].as_ref().and_then(|row| row.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
+            if super::live::ending(byte).is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn forget_lists(&self, now: UnixMillis, ranges: &mut Ranges) -> Result<(), ReadError> {
+        let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
+        let mut message: Option<(Vec<u8>, Bytes)> = None;
+        self.store.reader()?.scan(family::MESSAGE, &[], &[255; 16], |row, value| {
+            match row.last() {
+                Some(0) => message = Some((row[..row.len() - 1].to_vec(), Bytes::copy_from_slice(value))),
+                Some(2) => {
+                    if let Some((prefix, message)) = message.take()
+                        && row.starts_with(&prefix)
+                        && let Ok(list) = read_list(message, None, Some(Bytes::copy_from_slice(value)))
+                        && list_state(&list).ended_at.is_some_and(|ended| ended.plus(retention) <= now)
+                    {
+                        ranges.push((family::MESSAGE, prefix.clone(), key::after_prefix(&prefix)));
+                    }
+                }
+                _ => {}
+            }
+            true
+        })
+    }
+
+    fn forget_events(&self, now: UnixMillis, ranges: &mut Ranges, put: &mut Puts) -> Result<(), ReadError> {
+        let retention = u64::try_from(self.settings.events_retention.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = UnixMillis(now.0.saturating_sub(retention));
+        let reader = self.store.reader()?;
+        let bytes = reader.property(family::EVENTS, "rocksdb.estimate-live-data-size");
+        let too_large = bytes > self.settings.events_max_mb << 20;
+        let start = reader.value(family::META, "events_first")?.unwrap_or_default();
+        let mut keep_from: Option<Vec<u8>> = None;
+        let mut seen = 0u64;
+        reader.scan(family::EVENTS, &start, &[255; 9], |row, value| {
+            let old = first_event_time(value).is_some_and(|time| time < cutoff);
+            // Where the log is too large its oldest tenth goes, row by row, and the next round looks again.
+            let oldest = too_large && seen < 1 + bytes / (10 * (value.len() as u64 + 1));
+            keep_from = Some(row.to_vec());
+            seen += 1;
+            old || oldest
+        })?;
+        if let Some(keep_from) = keep_from
+            && seen > 1
+        {
+            ranges.push((family::EVENTS, vec![0; 8], keep_from.clone()));
+            put.push((family::META, b"events_first".to_vec(), keep_from));
+        }
+        Ok(())
+    }
+}
+
+type Ranges = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
+type Puts = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
+
+fn forget_commits(from: u64, to: u64, ranges: &mut Ranges) {
+    ranges.push((family::HEAD, key::head_key(from, 0), key::head_key(to, 0)));
+    ranges.push((family::OUTCOME, key::outcome_commit_prefix(from), key::outcome_commit_prefix(to)));
+}
+
+fn linger_key(commit: u64) -> Vec<u8> {
+    let mut key = b"linger/".to_vec();
+    key.extend(commit.to_be_bytes());
+    key
+}
+
+fn heads(value: &[u8], commit: u64) -> Result<Vec<record::Head>, record::Corrupt> {
+    let mut take = Take::versioned(Bytes::copy_from_slice(value))?;
+    let mut heads = Vec::new();
+    while !take.at_end() {
+        heads.push(record::take_head(&mut take, commit)?);
+    }
+    Ok(heads)
+}
+
+fn first_event_time(row: &[u8]) -> Option<UnixMillis> {
+    let line = row.get(5..)?.split(|byte| *byte == b'\n').next()?;
+    let event: serde_json::Value = serde_json::from_slice(line).ok()?;
+    crate::ingest::reply::parse_time(event.get("time")?.as_str()?)
+}
+
+enum Hint {
+    /// This row and all behind it are too young.
+    Later,
+    /// To be looked at then.
+    At(UnixMillis, Waiting),
+    None,
+}
+
+fn work_hint(row: &[u8], value: &[u8], until: UnixMillis) -> Result<Hint, record::Corrupt> {
+    let key = WorkKey::decode(row)?;
+    let earliest = record::work_row_earliest(value)?;
+    if record::work_row_created(value)? > until {
+        return Ok(Hint::Later);
+    }
+    Ok(Hint::At(earliest, Waiting::Work(key)))
+}
+
+fn due_hint(row: &[u8], value: &[u8], until: UnixMillis) -> Result<Hint, record::Corrupt> {
+    let due = DueKey::decode(row)?;
+    if due.time > until {
+        return Ok(Hint::Later);
+    }
+    // A list ends as a whole at its deadline.
+    let BatchId::Commit { .. } = due.delivery.batch else { return Ok(Hint::None) };
+    let delivery = record::read_due_row(Bytes::copy_from_slice(value), due.delivery, due.time, || None)?;
+    Ok(delivery.map_or(Hint::None, |delivery| Hint::At(delivery.message.expires, Waiting::Due(due))))
+}
+
+fn expired(delivery: Box<Delivery>) -> Settled {
+    let reason = if delivery.message.ttl_zero { "ttl_zero_patience" } else { "deadline" };
+    Settled { delivery, what: Settlement::Ended { ending: Ending::Expired, reason, status: None, key: None } }
+}
+
+fn cancelled(delivery: Box<Delivery>) -> Settled {
+    Settled { delivery, what: Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None } }
+}
