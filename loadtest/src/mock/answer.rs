@@ -1,6 +1,6 @@
 //! An answer on its way: status, headers, and a body that may be huge, slow or endless.
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -10,9 +10,10 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::fault::{Answer, Body};
+use super::fault::{Answer, Body, Fault};
 
 const CHUNK: usize = 16 * 1024;
+const BREAK_AFTER: Duration = Duration::from_millis(20);
 static FILL: [u8; CHUNK] = [b'x'; CHUNK];
 
 /// The head and body of an answer. A header that HTTP does not allow is left out: the mock's user ordered nonsense.
@@ -27,6 +28,13 @@ pub(super) fn response(answer: &Answer) -> Response<AnswerBody> {
     response
 }
 
+/// The beginning of an answer that promises more than comes: its body ends in an error.
+pub(super) fn broken_response() -> Response<AnswerBody> {
+    let mut response = response(&Fault::status(201).header("content-length", "1000").body(Body::Huge(100)));
+    response.body_mut().broken = true;
+    response
+}
+
 /// A body in the making.
 pub(super) struct AnswerBody {
     text: Option<Bytes>,
@@ -34,11 +42,12 @@ pub(super) struct AnswerBody {
     fill: Option<u64>,
     interval: Option<Duration>,
     sleep: Option<Pin<Box<Sleep>>>,
+    broken: bool,
 }
 
 impl AnswerBody {
     fn new(body: &Body) -> AnswerBody {
-        let body_of = |text, fill, interval| AnswerBody { text, fill, interval, sleep: None };
+        let body_of = |text, fill, interval| AnswerBody { text, fill, interval, sleep: None, broken: false };
         match body {
             Body::Empty => body_of(None, Some(0), None),
             Body::Text(text) => body_of(Some(Bytes::from(text.clone())).filter(|text| !text.is_empty()), Some(0), None),
@@ -51,15 +60,21 @@ impl AnswerBody {
 
 impl hyper::body::Body for AnswerBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = self.get_mut();
         if let Some(text) = this.text.take() {
             return Poll::Ready(Some(Ok(Frame::data(text))));
         }
         if this.fill == Some(0) {
-            return Poll::Ready(None);
+            if !this.broken {
+                return Poll::Ready(None);
+            }
+            // What has been said leaves first.
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(BREAK_AFTER)));
+            ready!(sleep.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
         }
         let mut size = CHUNK as u64;
         if let Some(interval) = this.interval {
@@ -76,10 +91,13 @@ impl hyper::body::Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.text.is_none() && self.fill == Some(0)
+        self.text.is_none() && self.fill == Some(0) && !self.broken
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.broken {
+            return SizeHint::default();
+        }
         match (&self.text, self.fill) {
             (Some(text), _) => SizeHint::with_exact(text.len() as u64),
             (None, Some(fill)) => SizeHint::with_exact(fill),

@@ -30,6 +30,8 @@ pub(super) struct Frames {
 
 struct Shared {
     inject: Vec<u8>,
+    /// The limits of the SETTINGS in `inject`.
+    inject_limits: Vec<u32>,
     /// SETTINGS that the peer has not acknowledged: ours with their limit, those of `h2` without.
     unacknowledged: VecDeque<(bool, Option<u32>)>,
     acknowledged_streams: u32,
@@ -42,7 +44,7 @@ impl Frames {
         let setting = setting(streams);
         shared.inject.extend_from_slice(&header(setting.len(), SETTINGS));
         shared.inject.extend_from_slice(&setting);
-        shared.unacknowledged.push_back((true, Some(streams)));
+        shared.inject_limits.push(streams);
     }
 
     /// The limit that the peer has acknowledged; it may be held to it.
@@ -125,6 +127,7 @@ impl<S> FrameIo<S> {
     pub fn new(io: S, streams: u32) -> (FrameIo<S>, Frames) {
         let shared = Arc::new(Mutex::new(Shared {
             inject: Vec::new(),
+            inject_limits: Vec::new(),
             unacknowledged: VecDeque::new(),
             // Until then the peer may open as many as it likes (RFC 9113 section 5.1.2).
             acknowledged_streams: u32::MAX,
@@ -174,6 +177,9 @@ impl<S> FrameIo<S> {
             let mut shared = self.shared.lock().expect("no holder panics");
             self.out.extend_from_slice(&shared.inject);
             shared.inject.clear();
+            // Acknowledgements come in the order of the frames, so that is noted only now.
+            let limits = std::mem::take(&mut shared.inject_limits);
+            shared.unacknowledged.extend(limits.into_iter().map(|streams| (true, Some(streams))));
         }
     }
 

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::answer::{self, AnswerBody};
-use super::fault::{Body, Fault, GoAway};
+use super::fault::GoAway;
 use super::state::{Arrival, Reply, State};
 
 const BODY_MAX: usize = 2 * 1024 * 1024;
@@ -48,8 +48,7 @@ async fn answer_one(
     let body = Limited::new(body, BODY_MAX).collect().await.map_err(io::Error::other)?.to_bytes();
     let answer = match state.handle(Arrival { origin, connection, parts: &parts, body: &body }) {
         Reply::Answer(answer) => answer,
-        // More is promised than comes; hyper closes the connection at the end of the body.
-        Reply::CloseInAnswer => Fault::status(201).header("content-length", "1000").body(Body::Huge(100)),
+        Reply::CloseInAnswer => return Ok(answer::broken_response()),
         Reply::Stall => pending().await,
         Reply::Reset(_) | Reply::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
     };

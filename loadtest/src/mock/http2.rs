@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::answer;
+use super::answer::{self, AnswerBody};
 use super::fault::GoAway;
 use super::frames::FrameIo;
 use super::state::{Arrival, InFlight, Reply, State};
@@ -170,11 +170,9 @@ async fn reply(
 ) -> Result<End, h2::Error> {
     let (parts, mut incoming) = request.into_parts();
     let body = collect(&mut incoming).await?;
-    let (answer, whole) = match state.handle(Arrival { origin, connection, parts: &parts, body: &body }) {
-        Reply::Answer(answer) => (answer, true),
-        Reply::CloseInAnswer => {
-            (super::fault::Fault::status(201).header("content-length", "1000").body(super::fault::Body::Huge(100)), false)
-        }
+    let answer = match state.handle(Arrival { origin, connection, parts: &parts, body: &body }) {
+        Reply::Answer(answer) => answer,
+        Reply::CloseInAnswer => return say(answer::broken_response(), respond).await,
         Reply::Stall => {
             poll_fn(|cx| respond.poll_reset(cx)).await?;
             return Ok(End::Over { good: None });
@@ -194,29 +192,31 @@ async fn reply(
             }
         }
     }
-    let good = answer.takes();
-    let (head, mut body) = answer::response(&answer).into_parts();
+    say(answer::response(&answer), respond).await
+}
+
+/// Sends an answer; a body that ends in an error ends the connection.
+async fn say(response: http::Response<AnswerBody>, respond: &mut SendResponse<Bytes>) -> Result<End, h2::Error> {
+    let good = response.status().is_success();
+    let (head, mut body) = response.into_parts();
     let empty = hyper::body::Body::is_end_stream(&body);
     let mut send = respond.send_response(http::Response::from_parts(head, ()), empty)?;
-    if !empty {
-        while let Some(frame) = body.frame().await {
-            let Ok(Ok(mut data)) = frame.map(|frame| frame.into_data()) else { continue };
-            while !data.is_empty() {
-                send.reserve_capacity(data.len());
-                let Some(capacity) = poll_fn(|cx| send.poll_capacity(cx)).await else {
-                    return Ok(End::Over { good: None });
-                };
-                let piece = data.split_to(capacity?.min(data.len()));
-                send.send_data(piece, false)?;
-            }
-        }
-        if !whole {
-            // Lets what has been said leave first.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            return Ok(End::Close);
-        }
-        send.send_data(Bytes::new(), true)?;
+    if empty {
+        return Ok(End::Over { good: Some(good) });
     }
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return Ok(End::Close) };
+        let Ok(mut data) = frame.into_data() else { continue };
+        while !data.is_empty() {
+            send.reserve_capacity(data.len());
+            let Some(capacity) = poll_fn(|cx| send.poll_capacity(cx)).await else {
+                return Ok(End::Over { good: None });
+            };
+            let piece = data.split_to(capacity?.min(data.len()));
+            send.send_data(piece, false)?;
+        }
+    }
+    send.send_data(Bytes::new(), true)?;
     Ok(End::Over { good: Some(good) })
 }
 
