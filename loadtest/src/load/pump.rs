@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
 use super::progress::Progress;
 use crate::Sending;
@@ -140,23 +140,22 @@ impl Tally {
 
 async fn connection(stream: UnixStream, shared: Arc<Shared>, window: usize, lines: Arc<dyn Lines>) -> io::Result<Tally> {
     let (input, mut output) = stream.into_split();
-    // The channel is the window: as many as have been written and not answered.
-    let (sent, mut waiting) = mpsc::channel::<Instant>(window);
+    // A place is given back when the reply has been read, not when its wait begins: a bounded channel of times would let one line
+    // more than the window out, which doubles the latency told for a window of one.
+    let places = Semaphore::new(window);
+    let (sent, mut waiting) = mpsc::unbounded_channel::<Instant>();
     let write = async {
         let mut buffer = Vec::with_capacity(2 * GATHER);
         loop {
             // A place first, then the line: nothing is made, and timed, that cannot be sent.
-            let place = match sent.try_reserve() {
+            let place = match places.try_acquire() {
                 Ok(place) => place,
-                Err(mpsc::error::TrySendError::Full(())) => {
+                Err(TryAcquireError::NoPermits) => {
                     output.write_all(&buffer).await?;
                     buffer.clear();
-                    match sent.reserve().await {
-                        Ok(place) => place,
-                        Err(_) => break,
-                    }
+                    places.acquire().await.expect("nobody closes it")
                 }
-                Err(mpsc::error::TrySendError::Closed(())) => break,
+                Err(TryAcquireError::Closed) => unreachable!("nobody closes it"),
             };
             let seq = shared.next.fetch_add(1, Ordering::Relaxed);
             if seq >= shared.end {
@@ -171,7 +170,10 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>, window: usize, line
                 }
             }
             lines.line(seq, &mut buffer);
-            place.send(Instant::now());
+            place.forget();
+            if sent.send(Instant::now()).is_err() {
+                break;
+            }
             if buffer.len() >= GATHER {
                 output.write_all(&buffer).await?;
                 buffer.clear();
@@ -200,6 +202,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>, window: usize, line
                     tally.shown.push(String::from_utf8_lossy(line.trim_ascii_end()).into_owned());
                 }
             }
+            places.add_permits(1);
             shared.done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(tally)
@@ -272,5 +275,38 @@ mod tests {
         let begin = Instant::now();
         pump(&path, Sending { connections: 2, window: 10, rate: 1_000.0 }, 5..105, lines).unwrap();
         assert!(begin.elapsed() >= Duration::from_millis(95), "a hundred at a thousand a second");
+    }
+
+    /// A window that is one too wide doubles the latency told for `--window 1`, and is no longer "one by one".
+    #[test]
+    fn no_more_lines_are_unanswered_than_the_window_allows() {
+        use std::io::Read;
+        for window in [1, 2, 7] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let listener = UnixListener::bind(&path).unwrap();
+            // Answers only when nothing has come for a while, and tells how many lines had gathered.
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+                let (mut most, mut unanswered, mut bytes) = (0, 0, [0; 64 * 1024]);
+                loop {
+                    match stream.read(&mut bytes) {
+                        Ok(0) => return most,
+                        Ok(read) => unanswered += bytes[..read].iter().filter(|byte| **byte == b'\n').count(),
+                        Err(_) => {
+                            most = most.max(unanswered);
+                            stream.write_all("{\"ok\":true}\n".repeat(unanswered).as_bytes()).unwrap();
+                            unanswered = 0;
+                        }
+                    }
+                }
+            });
+            let subscription = RawValue::from_string("{}".to_owned()).unwrap();
+            let lines = Arc::new(Singles::new(&[subscription], 100));
+            let pumped = pump(&path, Sending { connections: 1, window, rate: 0.0 }, 0..21, lines).unwrap();
+            assert_eq!(pumped.acked, 21);
+            assert_eq!(server.join().unwrap(), window);
+        }
     }
 }
