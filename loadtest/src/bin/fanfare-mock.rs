@@ -1,0 +1,75 @@
+//! `fanfare-mock`: the mock push service as a process of its own.
+//!
+//! Prints one JSON line with its addresses when it is ready, then serves until it is told to end (or, with `--with-parent`, until its
+//! standard input closes).
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use clap::Parser;
+use fanfare_loadtest::mock::{Mock, Options};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A push service for tests: decrypts every message, verifies every token, fails on command.
+#[derive(Parser)]
+#[command(version)]
+struct Flags {
+    /// Port of the first TLS origin; 0 is any.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// Port for commands over plain HTTP; 0 is any.
+    #[arg(long, default_value_t = 0)]
+    admin_port: u16,
+    /// TLS origins, each on a port of its own.
+    #[arg(long, default_value_t = 1)]
+    listeners: usize,
+    /// Write the certificate authority here (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca_out: Option<PathBuf>,
+    /// Decrypt one body in this many; the others only get the cheap checks.
+    #[arg(long, default_value_t = 1)]
+    verify_every: u64,
+    /// Requests that are kept for GET /received; the oldest are forgotten first.
+    #[arg(long, default_value_t = 100_000)]
+    keep: usize,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// End when standard input closes.
+    #[arg(long)]
+    with_parent: bool,
+}
+
+fn main() -> std::io::Result<()> {
+    let flags = Flags::parse();
+    let mock = Mock::try_start(Options {
+        listeners: flags.listeners,
+        port: flags.port,
+        admin_port: Some(flags.admin_port),
+        verify_every: flags.verify_every,
+        keep: flags.keep,
+        threads: flags.threads,
+        hosts: Vec::new(),
+    })?;
+    if let Some(path) = &flags.ca_out {
+        std::fs::write(path, mock.ca_pem())?;
+    }
+    let origins: Vec<String> = (0..flags.listeners.max(1)).map(|index| mock.origin(index)).collect();
+    let admin = mock.admin_address().map(|address| format!("http://{address}"));
+    let ready = serde_json::json!({"origins": origins, "hosts": mock.hosts(), "admin": admin, "proxy": mock.proxy_url()});
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{ready}")?;
+    output.flush()?;
+    if flags.with_parent {
+        let mut input = std::io::stdin().lock();
+        let mut ignored = [0; 64];
+        while input.read(&mut ignored)? > 0 {}
+    } else {
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
+}

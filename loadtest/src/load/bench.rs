@@ -1,0 +1,202 @@
+//! Daemon and mock as processes, and readings of both.
+
+use std::io::{self, BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fanfare_loadtest::daemon::{ConfigBuilder, Daemon, http_request};
+use fanfare_loadtest::machine::{self, Cpu};
+use fanfare_loadtest::mock::{Counters, Measured};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::progress::Progress;
+use crate::Place;
+
+/// How long nothing may happen before a measurement is given up.
+const STALL: Duration = Duration::from_secs(60);
+/// Subscriptions asked for at once.
+const BATCH: usize = 10_000;
+/// After the last delivery, until its outcome is on disk: a checkpoint comes every 250 ms (DESIGN 1).
+pub const SETTLE: Duration = Duration::from_millis(600);
+
+/// A binary that lies beside this one.
+pub fn beside(name: &str) -> io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(name))
+}
+
+/// The mock as a process.
+pub struct MockProcess {
+    admin: SocketAddr,
+    child: Option<Child>,
+    host: String,
+}
+
+impl MockProcess {
+    fn start(verify_every: u64) -> io::Result<MockProcess> {
+        let mut child = Command::new(beside("fanfare-mock")?)
+            // What is kept for GET /received costs memory and is not asked for here.
+            .args(["--with-parent", "--keep", "0", "--verify-every", &verify_every.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|problem| io::Error::new(problem.kind(), format!("fanfare-mock: {problem}")))?;
+        let mut line = String::new();
+        let output = child.stdout.take().expect("its output is a pipe");
+        BufReader::new(output).read_line(&mut line)?;
+        let ready: Value = serde_json::from_str(&line)?;
+        let admin = ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok());
+        let admin = admin.ok_or_else(|| io::Error::other("fanfare-mock does not tell its address"))?;
+        let host = ready["hosts"][0].as_str().unwrap_or_default().to_owned();
+        Ok(MockProcess { admin, child: Some(child), host })
+    }
+
+    fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<T> {
+        Ok(serde_json::from_str(&http_request(self.admin, method, path, body)?)?)
+    }
+
+    /// Fresh subscriptions as JSON; under another `host:port` if told.
+    pub fn subscriptions(&self, count: usize, host: Option<&str>) -> io::Result<Vec<Box<RawValue>>> {
+        let mut made = Vec::with_capacity(count);
+        while made.len() < count {
+            let wanted = json!({"count": BATCH.min(count - made.len()), "host": host});
+            made.extend(self.ask::<Vec<Box<RawValue>>>("POST", "/subscriptions", Some(&wanted))?);
+        }
+        Ok(made)
+    }
+
+    pub fn counters(&self) -> io::Result<Counters> {
+        self.ask("GET", "/counters", None)
+    }
+
+    pub fn measured(&self) -> io::Result<Measured> {
+        self.ask("GET", "/measured", None)
+    }
+
+    pub fn reset_measured(&self) -> io::Result<()> {
+        self.ask::<Value>("DELETE", "/measured", None).map(drop)
+    }
+
+    pub fn listen(&self, listening: bool) -> io::Result<()> {
+        self.ask::<Value>("POST", "/listeners", Some(&json!({"listening": listening}))).map(drop)
+    }
+
+    /// Waits until `count` says that `wanted` is reached; an error if nothing moves for a minute.
+    pub fn wait(
+        &self,
+        what: &'static str,
+        wanted: u64,
+        every: Duration,
+        mut count: impl FnMut(&MockProcess) -> io::Result<u64>,
+    ) -> io::Result<()> {
+        let progress = Progress::new(what, wanted);
+        let mut last = 0;
+        let mut moved = Instant::now();
+        loop {
+            let now = count(self)?;
+            progress.at(now);
+            if now >= wanted {
+                return Ok(());
+            }
+            if now != last {
+                (last, moved) = (now, Instant::now());
+            }
+            if moved.elapsed() > STALL {
+                return Err(io::Error::other(format!("{now} of {wanted} {what}, and nothing more for {} s", STALL.as_secs())));
+            }
+            std::thread::sleep(every);
+        }
+    }
+
+    fn cpu(&self) -> Cpu {
+        self.child.as_ref().and_then(|child| Cpu::of(child.id()).ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for MockProcess {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // An error means that it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Where a measurement is made.
+pub struct Bench {
+    pub mock: MockProcess,
+    /// None: it was there before.
+    pub daemon: Option<Daemon>,
+    pub socket: PathBuf,
+}
+
+impl Bench {
+    /// Starts both, or takes those that were told. `change` adds to the daemon's configuration.
+    pub fn start(place: &Place, change: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> io::Result<Bench> {
+        if let (Some(socket), Some(admin)) = (&place.socket, place.mock) {
+            let mock = MockProcess { admin, child: None, host: String::new() };
+            return Ok(Bench { mock, daemon: None, socket: socket.clone() });
+        }
+        let mock = MockProcess::start(place.verify_every)?;
+        let root = http_request(mock.admin, "GET", "/ca.pem", None)?;
+        let mut config = change(ConfigBuilder::new().allow_host(&mock.host).root(&root));
+        for setting in &place.settings {
+            let (key, value) = setting.split_once('=').ok_or_else(|| io::Error::other(format!("--set {setting}: no =")))?;
+            // What is no JSON is a string.
+            config = config.set(key, serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)));
+        }
+        let binary = match &place.daemon {
+            Some(path) => path.clone(),
+            None => beside("fanfare")?,
+        };
+        let daemon = Daemon::start(binary, config)?;
+        Ok(Bench { mock, socket: daemon.socket(), daemon: Some(daemon) })
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> io::Result<u32> {
+        if let Some(daemon) = &self.daemon {
+            return Ok(daemon.pid());
+        }
+        let stream = UnixStream::connect(&self.socket)?;
+        Ok(getsockopt(&stream, sockopt::PeerCredentials)?.pid().cast_unsigned())
+    }
+
+    pub fn reading(&self) -> io::Result<Reading> {
+        let pid = self.pid()?;
+        Ok(Reading {
+            daemon: Cpu::of(pid)?,
+            mock: self.mock.cpu(),
+            generator: Cpu::own()?,
+            written: machine::written_bytes(pid),
+            peak_memory: machine::status_bytes(pid, "VmHWM")?,
+            memory: machine::status_bytes(pid, "VmRSS")?,
+        })
+    }
+
+    /// Ends the daemon as an operator would; its exit code must be 0.
+    pub fn finish(mut self) -> io::Result<()> {
+        match self.daemon.as_mut().map(Daemon::terminate).transpose()? {
+            Some(0) | None => Ok(()),
+            Some(code) => Err(io::Error::other(format!("the daemon ended with {code}"))),
+        }
+    }
+}
+
+/// CPU, memory and writing at one moment.
+#[derive(Clone, Copy)]
+pub struct Reading {
+    pub daemon: Cpu,
+    pub mock: Cpu,
+    pub generator: Cpu,
+    pub written: Option<u64>,
+    pub peak_memory: u64,
+    pub memory: u64,
+}

@@ -1,0 +1,65 @@
+//! One line, one recipient, one body of its own: what a message costs from the socket to the push service.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::bench::{Bench, SETTLE};
+use super::pump::{Singles, pump};
+use super::report::{Report, grouped};
+use crate::OneToOne;
+
+/// Connections, tokens and caches are made by these; they are not counted.
+const WARM_UP: u64 = 1_000;
+
+/// Runs the measurement and prints its report.
+pub fn run(flags: &OneToOne) -> io::Result<()> {
+    let messages = flags.messages;
+    let bench = Bench::start(&flags.place, |config| config)?;
+    let subscriptions = bench.mock.subscriptions(flags.subscriptions, None)?;
+    let lines = Arc::new(Singles::new(&subscriptions, flags.body));
+    let every = Duration::from_millis(50);
+
+    let begin = bench.mock.counters()?.accepted;
+    pump(&bench.socket, flags.sending, 0..WARM_UP, lines.clone())?;
+    bench.mock.wait("warm-up", begin + WARM_UP, every, |mock| Ok(mock.counters()?.accepted))?;
+    std::thread::sleep(SETTLE);
+    bench.mock.reset_measured()?;
+    let counters_before = bench.mock.counters()?;
+    let before = bench.reading()?;
+
+    let started = std::time::Instant::now();
+    let pumped = pump(&bench.socket, flags.sending, 0..messages, lines)?;
+    let wanted = counters_before.accepted + messages;
+    bench.mock.wait("delivered", wanted, every, |mock| Ok(mock.counters()?.accepted))?;
+    // As exact as the mock is asked: 50 ms.
+    let elapsed = started.elapsed();
+    std::thread::sleep(SETTLE);
+    let after = bench.reading()?;
+    let counters = bench.mock.counters()?;
+    let measured = bench.mock.measured()?;
+
+    let mut report = Report::default();
+    report.count("messages", "messages", messages);
+    report.pumped(&pumped, messages);
+    report.must_be("accepted", "accepted by the push service", counters.accepted - counters_before.accepted, messages);
+    let verified = counters.verified - counters_before.verified;
+    if flags.place.verify_every == 1 {
+        report.must_be("verified", "decrypted and verified", verified, messages);
+        report.must_be("distinct", "different messages", measured.distinct, messages);
+    } else {
+        report.count("verified", "decrypted and verified (a sample)", verified);
+    }
+    report.must_be("violations", "broken rules", counters.violation_count, 0);
+    for text in counters.violations.iter().take(3) {
+        report.problem(text.clone());
+    }
+    report.must_be("repeats", "repeated", counters.repeats - counters_before.repeats, 0);
+    let rate = messages as f64 / elapsed.as_secs_f64();
+    report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
+    let latency = [measured.latency_p50, measured.latency_p99, measured.latency_max];
+    report.latency("delivery", "socket to push service", latency);
+    report.readings(before, after, messages);
+    bench.finish()?;
+    report.print(flags.place.json)
+}

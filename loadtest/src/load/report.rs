@@ -1,0 +1,173 @@
+//! A measurement's numbers, as a table or as JSON.
+
+use std::io;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+use fanfare_loadtest::machine::Machine;
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+use super::bench::Reading;
+use super::pump::Pumped;
+
+/// Below this a CPU time is mostly the error of its ticks.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// Numbers in the order told.
+#[derive(Default)]
+pub struct Report {
+    rows: Vec<(String, String)>,
+    json: Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl Report {
+    /// One number: its JSON name, its row's name, and how it is written in the table.
+    pub fn add(&mut self, name: &str, label: &str, value: impl Into<Value>, text: impl Into<String>) {
+        self.json.insert(name.to_owned(), value.into());
+        self.rows.push((label.to_owned(), text.into()));
+    }
+
+    pub fn count(&mut self, name: &str, label: &str, value: u64) {
+        self.add(name, label, value, grouped(value));
+    }
+
+    /// Must be `wanted`, or the measurement failed.
+    pub fn must_be(&mut self, name: &str, label: &str, value: u64, wanted: u64) {
+        self.count(name, label, value);
+        if value != wanted {
+            self.problems.push(format!("{label}: {}, not {}", grouped(value), grouped(wanted)));
+        }
+    }
+
+    /// What makes the measurement a failure.
+    pub fn problem(&mut self, text: impl Into<String>) {
+        self.problems.push(text.into());
+    }
+
+    /// p50, p99 and maximum, given in microseconds.
+    pub fn latency(&mut self, name: &str, label: &str, [p50, p99, max]: [u64; 3]) {
+        let text = [p50, p99, max].map(millis).join(" / ");
+        self.add(name, &format!("{label}, p50 / p99 / max"), json!({"p50_us": p50, "p99_us": p99, "max_us": max}), text);
+    }
+
+    /// How lines were answered.
+    pub fn pumped(&mut self, pumped: &Pumped, messages: u64) {
+        self.must_be("acked", "acknowledged", pumped.acked, messages);
+        self.must_be("refused", "answered with an error", pumped.refused, 0);
+        for line in &pumped.shown {
+            self.problem(format!("a line was answered {line}"));
+        }
+        let rate = messages as f64 / pumped.elapsed.as_secs_f64();
+        self.add("acks_per_second", "acknowledgements a second", rate, grouped(rate as u64));
+        self.latency("ack", "acknowledgement latency", quantiles(&pumped.ack));
+    }
+
+    /// CPU, memory and writing between two readings.
+    pub fn readings(&mut self, before: Reading, after: Reading, messages: u64) {
+        for (name, label, cpu) in [
+            ("daemon", "daemon CPU", after.daemon.since(before.daemon)),
+            ("mock", "mock CPU", after.mock.since(before.mock)),
+            ("generator", "generator CPU", after.generator.since(before.generator)),
+        ] {
+            let each = cpu.micros_each(messages);
+            let value = json!({
+                "user_s": cpu.user.as_secs_f64(), "system_s": cpu.system.as_secs_f64(), "us_per_message": each,
+            });
+            // Seen: a run of 31 ms told a quarter of what was used, as the kernel counts in ticks of 10 ms.
+            let short = if cpu.user + cpu.system < TRUSTED { ", too short to trust" } else { "" };
+            let text = format!(
+                "{each:.1} us a message ({:.2} s user + {:.2} s system{short})",
+                cpu.user.as_secs_f64(),
+                cpu.system.as_secs_f64()
+            );
+            self.add(&format!("{name}_cpu"), label, value, text);
+        }
+        self.add("daemon_peak_rss_bytes", "daemon peak memory", after.peak_memory, megabytes(after.peak_memory));
+        if let (Some(before), Some(after)) = (before.written, after.written) {
+            let written = after.saturating_sub(before);
+            let text = format!("{} ({:.0} bytes a message)", megabytes(written), written as f64 / messages.max(1) as f64);
+            self.add("daemon_written_bytes", "daemon wrote", written, text);
+        }
+    }
+
+    /// Prints it; an error if something did not add up.
+    pub fn print(mut self, json: bool) -> io::Result<()> {
+        let machine = Machine::here();
+        let text = format!("{}, {} cores, {}", machine.cpu, machine.cores, megabytes(machine.memory_bytes));
+        self.add("machine", "machine", serde_json::to_value(&machine)?, text);
+        self.json.insert("ok".to_owned(), self.problems.is_empty().into());
+        self.json.insert("problems".to_owned(), self.problems.clone().into());
+        if json {
+            println!("{}", Value::Object(std::mem::take(&mut self.json)));
+        } else {
+            println!("{}", self.table());
+        }
+        self.verdict()
+    }
+
+    /// The rows.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        for (label, text) in &self.rows {
+            table.add_row([label, text]);
+        }
+        if let Some(column) = table.column_mut(0) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    /// An error if something did not add up.
+    pub fn verdict(&self) -> io::Result<()> {
+        if self.problems.is_empty() { Ok(()) } else { Err(io::Error::other(self.problems.join("\n"))) }
+    }
+}
+
+/// p50, p99 and maximum.
+pub fn quantiles(histogram: &Histogram<u64>) -> [u64; 3] {
+    [histogram.value_at_quantile(0.5), histogram.value_at_quantile(0.99), histogram.max()]
+}
+
+/// 1234567 as 1,234,567.
+pub fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn millis(micros: u64) -> String {
+    format!("{:.2} ms", micros as f64 / 1_000.0)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_an_error() {
+        let mut report = Report::default();
+        report.must_be("a", "acknowledged", 5, 5);
+        assert!(report.verdict().is_ok());
+        report.must_be("b", "delivered", 4, 5);
+        assert_eq!(report.verdict().unwrap_err().to_string(), "delivered: 4, not 5");
+        assert!(report.table().to_string().contains("delivered"));
+    }
+}

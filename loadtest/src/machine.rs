@@ -1,0 +1,109 @@
+//! What `/proc` says of a process and of this machine.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// `/proc/PID/stat` counts in ticks of USER_HZ, which is 100 on every Linux that Fanfare runs on (`man 7 time`).
+const TICK: Duration = Duration::from_millis(10);
+
+/// CPU time a process has used since its start, all threads, to 10 ms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    pub user: Duration,
+    pub system: Duration,
+}
+
+impl Cpu {
+    /// Of a process.
+    pub fn of(pid: u32) -> io::Result<Cpu> {
+        parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat has another form"))
+    }
+
+    /// Of this process.
+    pub fn own() -> io::Result<Cpu> {
+        Cpu::of(std::process::id())
+    }
+
+    /// What was used since `before`.
+    pub fn since(self, before: Cpu) -> Cpu {
+        Cpu { user: self.user.saturating_sub(before.user), system: self.system.saturating_sub(before.system) }
+    }
+
+    /// Microseconds of both kinds for each of `messages`.
+    pub fn micros_each(self, messages: u64) -> f64 {
+        (self.user + self.system).as_secs_f64() * 1e6 / messages.max(1) as f64
+    }
+}
+
+fn parse_stat(stat: &str) -> Option<Cpu> {
+    // The second field is the name in parentheses and may hold anything; utime and stime are fields 14 and 15.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u32>().ok();
+    Some(Cpu { user: TICK * ticks()?, system: TICK * ticks()? })
+}
+
+/// A value in KiB of `/proc/PID/status`, in bytes: `VmHWM` is the peak of resident memory, `VmRSS` what it is now.
+pub fn status_bytes(pid: u32, name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(number_after(&text, name).unwrap_or(0) * 1_024)
+}
+
+/// Bytes that a process caused to be written to storage. None where the kernel does not tell.
+pub fn written_bytes(pid: u32) -> Option<u64> {
+    number_after(&fs::read_to_string(format!("/proc/{pid}/io")).ok()?, "write_bytes")
+}
+
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Where a measurement was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cores: usize,
+    pub memory_bytes: u64,
+    pub kernel: String,
+}
+
+impl Machine {
+    /// This machine; what cannot be found out is empty.
+    pub fn here() -> Machine {
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Machine {
+            cpu: model.map(|(_, name)| name.to_owned()).unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: number_after(&memory, "MemTotal").unwrap_or(0) * 1_024,
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_read_whatever_the_name() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 1 0 0 0 250 31 0 0 20 0 1 0 1 1 1";
+        let cpu = parse_stat(stat).unwrap();
+        assert_eq!(cpu, Cpu { user: Duration::from_millis(2_500), system: Duration::from_millis(310) });
+        assert!((cpu.micros_each(1_000) - 2_810.0).abs() < 0.001);
+        assert_eq!(parse_stat("42 (x) S"), None);
+    }
+
+    #[test]
+    fn this_process_and_machine_are_told() {
+        assert!(status_bytes(std::process::id(), "VmHWM").unwrap() > 100_000);
+        assert!(Cpu::own().is_ok());
+        let machine = Machine::here();
+        assert!(machine.cores > 0 && machine.memory_bytes > 1 << 20);
+    }
+}

@@ -1,0 +1,172 @@
+//! `fanfare-load`: drives the daemon through its socket and measures it.
+//!
+//! Daemon and mock push service run as processes of their own in a temporary directory, so that each one's CPU time is known
+//! apart. Every number comes from where it cannot be flattering: acknowledgements from the socket, deliveries from the mock, CPU and
+//! memory from `/proc`.
+
+mod load;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Drives fanfare through its socket and measures it.
+#[derive(Parser)]
+#[command(version)]
+struct Flags {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// One line, one recipient, one body: what a message costs.
+    OneToOne(OneToOne),
+    /// Durable acknowledgements a second, while the push service is down.
+    Ingest(Ingest),
+    /// One message to many, as a stream.
+    Stream(Stream),
+    /// kill -9 with many pending messages: the time from start to the first post.
+    Restart(Restart),
+    /// Fifty thousand real messages in half a minute, and what came of them.
+    Demo(Demo),
+}
+
+/// What is measured, and where.
+#[derive(Args)]
+struct Place {
+    /// The daemon's binary; beside this one unless told.
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
+    /// Drive a daemon that runs already, at this socket. It must allow the mock's endpoints and trust its authority.
+    #[arg(long, value_name = "PATH", requires = "mock")]
+    socket: Option<PathBuf>,
+    /// The command address (host:port) of a fanfare-mock that runs already; with --socket.
+    #[arg(long, value_name = "ADDRESS", requires = "socket")]
+    mock: Option<std::net::SocketAddr>,
+    /// A key of the daemon's configuration, such as deliver.connections_per_origin=2.
+    #[arg(long = "set", value_name = "KEY=JSON")]
+    settings: Vec<String>,
+    /// Have the mock decrypt one body in this many.
+    #[arg(long, default_value_t = 1)]
+    verify_every: u64,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How lines are sent.
+#[derive(Args, Clone, Copy)]
+struct Sending {
+    /// Connections to the socket.
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Lines that a connection may have unanswered.
+    #[arg(long, visible_alias = "pipeline", default_value_t = 500)]
+    window: usize,
+    /// Lines a second at most, all connections together; 0 is as fast as they are answered. Latency is honest only below what
+    /// the daemon can do.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
+}
+
+#[derive(Args)]
+struct OneToOne {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    /// Messages measured, after a warm-up of 1,000.
+    #[arg(long, default_value_t = 200_000)]
+    messages: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+    /// Different subscriptions.
+    #[arg(long, default_value_t = 10_000)]
+    subscriptions: usize,
+}
+
+#[derive(Args)]
+struct Ingest {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    #[arg(long, default_value_t = 500_000)]
+    messages: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+    /// Different subscriptions.
+    #[arg(long, default_value_t = 10_000)]
+    subscriptions: usize,
+}
+
+#[derive(Args)]
+struct Stream {
+    #[command(flatten)]
+    place: Place,
+    /// Recipients, each a subscription of its own.
+    #[arg(long, default_value_t = 200_000)]
+    recipients: usize,
+    /// Subscriptions in one line.
+    #[arg(long, default_value_t = 1_000)]
+    chunk: usize,
+    /// Lines that may be unanswered.
+    #[arg(long, default_value_t = 4)]
+    window: usize,
+    /// Bytes of the payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+}
+
+#[derive(Args)]
+struct Restart {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    /// Messages pending when the daemon is killed. Committed one by one (--connections 1 --pipeline 1) is the hard case.
+    #[arg(long, default_value_t = 1_000_000)]
+    messages: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+    /// Different subscriptions.
+    #[arg(long, default_value_t = 10_000)]
+    subscriptions: usize,
+    /// Also wait until all are delivered.
+    #[arg(long)]
+    drain: bool,
+}
+
+#[derive(Args)]
+struct Demo {
+    /// The daemon's binary; beside this one unless told.
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
+    #[arg(long, default_value_t = 50_000)]
+    messages: u64,
+}
+
+fn main() -> ExitCode {
+    let done = match Flags::parse().what {
+        What::OneToOne(flags) => load::one_to_one::run(&flags),
+        What::Ingest(flags) => load::ingest::run(&flags),
+        What::Stream(flags) => load::stream::run(&flags),
+        What::Restart(flags) => load::restart::run(&flags),
+        What::Demo(flags) => load::demo::run(&flags),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("fanfare-load: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
