@@ -159,8 +159,11 @@ pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Res
 #[derive(Clone)]
 struct Beats {
     started: Instant,
-    loops: Arc<std::sync::Mutex<Vec<(&'static str, Arc<AtomicU64>)>>>,
+    loops: Arc<std::sync::Mutex<Vec<Beat>>>,
 }
+
+/// A loop's name and the time of its last turn.
+type Beat = (&'static str, Arc<AtomicU64>);
 
 impl Beats {
     fn new() -> Beats {
@@ -252,12 +255,8 @@ impl Daemon {
 
         // How many wait for an answer is bounded by the windows of `schedule::origins`.
         let (answers, answers_out) = unbounded();
-        let pool = Pool::start(
-            deliver::Settings::new(&config.deliver, &config.endpoints),
-            runtime.handle().clone(),
-            answers,
-        )
-        .map_err(|error| ServeError::Config(error.to_string()))?;
+        let pool = Pool::start(deliver::Settings::new(&config.deliver, &config.endpoints), runtime.handle().clone(), answers)
+            .map_err(|error| ServeError::Config(error.to_string()))?;
         let capacity = pool.clone();
         let origins = Arc::new(Table::new(config.deliver.origins, move |origin| capacity.capacity(origin)));
 
@@ -714,12 +713,7 @@ impl Levels {
             metrics::level("fanfare_lane_open", "service", name.to_string(), f64::from(u8::from(open)));
         }
         metrics::level("fanfare_queue_depth", "state", "in_flight".to_owned(), in_flight as f64);
-        metrics::level(
-            "fanfare_queue_depth",
-            "state",
-            "waiting".to_owned(),
-            pending.saturating_sub(in_flight as u64) as f64,
-        );
+        metrics::level("fanfare_queue_depth", "state", "waiting".to_owned(), pending.saturating_sub(in_flight as u64) as f64);
         metrics::corrupt_rows(store.corrupt_rows.load(Ordering::Relaxed));
         let (fresh, batches) = store.batches.usage();
         metrics::level("fanfare_memory_bytes", "part", "fresh".to_owned(), fresh as f64);
@@ -751,8 +745,7 @@ impl Levels {
         }
         let cache = reader.property(family::META, "rocksdb.block-cache-usage");
         metrics::level("fanfare_memory_bytes", "part", "block_cache".to_owned(), cache as f64);
-        let memtables: u64 =
-            family::ALL.iter().map(|family| reader.property(family, "rocksdb.cur-size-all-mem-tables")).sum();
+        let memtables: u64 = family::ALL.iter().map(|family| reader.property(family, "rocksdb.cur-size-all-mem-tables")).sum();
         metrics::level("fanfare_memory_bytes", "part", "memtables".to_owned(), memtables as f64);
         drop(reader);
         if let Some(resident) = resident_bytes() {

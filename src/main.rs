@@ -114,8 +114,8 @@ fn serve(file: Option<&Path>, socket: Option<PathBuf>) -> Result<(), Failure> {
 
 /// Logs to stderr, from `info` on unless `FANFARE_LOG` says otherwise. The journal has its own clock.
 fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FANFARE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("FANFARE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -12,8 +12,7 @@ use crate::ingest::request::Code;
 use crate::message::{Answer, Answered, Ending};
 
 /// Buckets of all durations, in seconds: from a fifth of a millisecond to a minute.
-const SECONDS: [f64; 16] =
-    [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
+const SECONDS: [f64; 16] = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
 
 /// Starts the listener for Prometheus. Must be called within a tokio runtime; the error is a sentence.
 pub fn listen(address: SocketAddr) -> Result<(), String> {
@@ -44,7 +43,10 @@ fn describe() {
     describe_counter!("fanfare_deliveries_total", "Deliveries that have ended, by service and outcome.");
     describe_counter!("fanfare_answers_total", "Answers of push services, by service and status class.");
     describe_counter!("fanfare_retries_total", "Deliveries that wait for another attempt, by service and reason.");
-    describe_counter!("fanfare_returned_total", "Deliveries that went back to their lane because the push service as a whole fails.");
+    describe_counter!(
+        "fanfare_returned_total",
+        "Deliveries that went back to their lane because the push service as a whole fails."
+    );
     describe_histogram!("fanfare_ack_seconds", "From reading a line to its answer; high values mean a slow disk.");
     describe_histogram!("fanfare_delivery_seconds", "From acceptance (or `at`) to the push service's answer 2xx.");
     describe_histogram!("fanfare_request_seconds", "From the request's stream to its answer.");

@@ -183,11 +183,17 @@ impl Limits {
     }
 }
 
-/// The encrypted stream, which counts what is read and hides that it could write vectors: h2 would then flush after each body
-/// of 256 bytes and more, a TLS record and a system call apiece, where it now gathers 16 KiB (bodies up to 1 KiB).
+/// The encrypted stream as h2 and hyper see it. Three things are added:
+///
+/// - It counts what is read.
+/// - It hides that it could write vectors: h2 would then flush after each body of 256 bytes and more, a TLS record and a
+///   system call apiece, where it now gathers 16 KiB (bodies up to 1 KiB).
+/// - Once a write has failed, writes are swallowed, so that what the peer said before it went is still read to its end:
+///   GOAWAY tells which requests it has not processed, and answers may lie in the socket. Reading then ends the connection.
 pub(super) struct Io {
     stream: TlsStream<TcpStream>,
     reads: Reads,
+    deaf: bool,
 }
 
 /// How many times something was read from a connection.
@@ -202,7 +208,7 @@ impl Reads {
 
 impl Io {
     fn new(stream: TlsStream<TcpStream>) -> Io {
-        Io { stream, reads: Reads::default() }
+        Io { stream, reads: Reads::default(), deaf: false }
     }
 
     pub(super) fn reads(&self) -> Reads {
@@ -221,16 +227,40 @@ impl AsyncRead for Io {
     }
 }
 
+impl Io {
+    /// The result of a write, or what is said instead of an error.
+    fn heard<T>(&mut self, written: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(Err(_)) => {
+                self.deaf = true;
+                Poll::Ready(Ok(instead))
+            }
+            written => written,
+        }
+    }
+}
+
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        if self.deaf {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.heard(written, buf.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.heard(flushed, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.deaf {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -186,7 +186,11 @@ impl Http2 {
                 let next = if self.streams.len() > 0 { self.tick } else { GOODBYE };
                 sleep.as_mut().reset((Instant::now() + next).into());
             }
-            let ended = Pin::new(&mut self.h2).poll(cx).is_ready();
+            let polled = Pin::new(&mut self.h2).poll(cx);
+            if let Poll::Ready(Err(error)) = &polled {
+                tracing::debug!(host = self.seat.destination.origin.host(), %error, "a connection has broken");
+            }
+            let ended = polled.is_ready();
             self.read(ended);
             if ended {
                 self.finish();

@@ -214,7 +214,7 @@ impl Stage {
     }
 
     fn status(&self) -> OriginStatus {
-        self.pool.status().into_iter().find(|status| &*status.origin.0 == self.origin).unwrap()
+        self.pool.status().into_iter().find(|status| *status.origin.0 == *self.origin).unwrap()
     }
 
     /// Waits until `holds`.
@@ -254,6 +254,8 @@ struct Peer {
 async fn accept(listener: &TcpListener, acceptor: &TlsAcceptor) -> Peer {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
+        // Else the kernel may keep a frame back, and throw it away when the test closes.
+        stream.set_nodelay(true).unwrap();
         if let Ok(io) = acceptor.accept(stream).await {
             return Peer { io };
         }
@@ -558,6 +560,23 @@ async fn a_connection_that_breaks_loses_what_was_in_flight_and_no_more() {
     let answers = stage.all().await;
     assert_eq!(count(&answers, |answer| matches!(answer, Answer::Lost(Loss::Closed))), 9);
     assert_eq!(count(&answers, |answer| is_status(answer, 201)), 41);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_said_before_it_went_is_heard() {
+    let mut stage = Stage::new().await;
+    // Closed with unread data, so that our writes fail while GOAWAY and an answer still lie in the socket.
+    stage.serve(|mut peer, number| async move {
+        if number > 0 {
+            return peer.answer_all(100).await;
+        }
+        peer.greet(1_000).await;
+        let stream = peer.request().await.unwrap();
+        peer.goaway(stream).await;
+        peer.answer(stream).await;
+    });
+    stage.post_as(500, |sealed| sealed.body = Bytes::from(vec![b'x'; 4096]));
+    assert_eq!(count(&stage.all().await, |answer| is_status(answer, 201)), 500);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -278,9 +278,7 @@ impl Shared {
     fn settle_unread(&self, run: &Run) {
         let _ended = self.settles.send(match &run.source {
             Source::Row(key) => Settle::Unread { batch: key.batch(), count: key.count, due: None },
-            Source::Chunk(key, list) => {
-                Settle::Unread { batch: key.batch(list.message.urgency), count: key.count, due: None }
-            }
+            Source::Chunk(key, list) => Settle::Unread { batch: key.batch(list.message.urgency), count: key.count, due: None },
             Source::Due(keys) => match keys.first() {
                 Some(first) => Settle::Unread { batch: first.delivery.batch, count: 0, due: Some(first.time) },
                 None => return,
@@ -298,6 +296,7 @@ fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settl
 }
 
 struct Loaded {
+    #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     deliveries: Vec<Box<Delivery>>,
     /// Something could not be read just now.
     back: bool,

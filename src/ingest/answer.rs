@@ -31,12 +31,7 @@ const PAGE: usize = 1_000;
 
 /// What is to be answered, in order. The places are given back when the answer is on the socket.
 pub enum Item {
-    Writes {
-        told: Vec<Told>,
-        answers: oneshot::Receiver<Vec<Done>>,
-        began: Instant,
-        places: Vec<OwnedSemaphorePermit>,
-    },
+    Writes { told: Vec<Told>, answers: oneshot::Receiver<Vec<Done>>, began: Instant, places: Vec<OwnedSemaphorePermit> },
     Now { line: Vec<u8>, places: Vec<OwnedSemaphorePermit> },
     Read { id: RequestId, request: Request, places: Vec<OwnedSemaphorePermit> },
 }
@@ -280,7 +275,7 @@ impl Answerer {
                     self.flush(out, &mut Vec::new()).await?;
                 }
             }
-            if !events.follow && (left == 0 || ended) || left == 0 {
+            if left == 0 || !events.follow && ended {
                 break;
             }
             if ended {
@@ -369,9 +364,10 @@ impl Filter<'_> {
             && is(self.message_id.as_deref(), "message_id")
             && is(events.account.as_deref(), "account")
             && is(events.subscription_id.as_ref().map(subscription_name).as_deref(), "subscription_id")
-            && events.types.as_ref().is_none_or(|types| {
-                text("type").and_then(EventType::parse).is_some_and(|kind| types.contains(&kind))
-            })
+            && events
+                .types
+                .as_ref()
+                .is_none_or(|types| text("type").and_then(EventType::parse).is_some_and(|kind| types.contains(&kind)))
     }
 }
 
@@ -384,11 +380,8 @@ struct Refusal {
 
 impl Refusal {
     fn not_found() -> Refusal {
-        let problem = Problem {
-            code: Code::NotFound,
-            field: Some("message_id".to_owned()),
-            message: "no such message".to_owned(),
-        };
+        let problem =
+            Problem { code: Code::NotFound, field: Some("message_id".to_owned()), message: "no such message".to_owned() };
         Refusal { problem, retry_after: None, extra: Vec::new() }
     }
 
@@ -401,8 +394,7 @@ impl Refusal {
 
 impl From<ReadError> for Refusal {
     fn from(_: ReadError) -> Refusal {
-        let problem =
-            Problem { code: Code::Internal, field: None, message: "the store cannot be read just now".to_owned() };
+        let problem = Problem { code: Code::Internal, field: None, message: "the store cannot be read just now".to_owned() };
         Refusal { problem, retry_after: Some(5.0), extra: Vec::new() }
     }
 }
@@ -465,7 +457,11 @@ fn read_request(door: &Door, socket: &Socket, id: &RequestId, request: Request, 
                 let start = out.len();
                 for dimension in &by {
                     match dimension {
-                        By::Day => member_text(out, "day", &crate::ingest::reply::format_time(UnixMillis(u64::from(key.day) * 86_400_000))[..10]),
+                        By::Day => member_text(
+                            out,
+                            "day",
+                            &crate::ingest::reply::format_time(UnixMillis(u64::from(key.day) * 86_400_000))[..10],
+                        ),
                         By::Label if key.label.is_empty() => member(out, "label", "null"),
                         By::Label => member_text(out, "label", &key.label),
                         By::App => member_text(out, "app", &key.app),

@@ -141,7 +141,8 @@ impl Schedule {
                 let kept = store.reader()?.value(family::META, first_row_key(family, lane))?;
                 Ok(kept.map_or_else(|| key::lane_prefix(lane), |kept| kept.to_vec()))
             };
-            let singles = Singles { ready: VecDeque::new(), next: begin(family::WORK)?, last_seen: None, newest: None, exhausted: false };
+            let singles =
+                Singles { ready: VecDeque::new(), next: begin(family::WORK)?, last_seen: None, newest: None, exhausted: false };
             let due = Due { ready: VecDeque::new(), next: begin(family::DUE)?, first: Some(UnixMillis(0)) };
             lanes.insert(lane, LaneState { singles, due, lists: VecDeque::new(), turn: 0 });
         }

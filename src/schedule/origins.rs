@@ -122,7 +122,14 @@ impl Table {
     }
 
     /// A delivery came back. `heard` is None if it did not meet its origin.
-    pub fn answered(&self, service: Service, origin: &Origin, now: UnixMillis, heard: Option<Heard>, error: Option<&'static str>) {
+    pub fn answered(
+        &self,
+        service: Service,
+        origin: &Origin,
+        now: UnixMillis,
+        heard: Option<Heard>,
+        error: Option<&'static str>,
+    ) {
         let mut state = lock(&self.origins);
         leave(&mut state, service, 1);
         let entry = self.entry(&mut state, origin, service);

@@ -9,9 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::ingest::request::{Add, Problem, Send, State, Step, Subscriptions, Target, To};
 use crate::limits::{CHUNK_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
-use crate::message::{
-    KeyId, Lane, Message, MessageId, Origin, Recipient, Service, SubscriptionId, UnixMillis, Urgency,
-};
+use crate::message::{KeyId, Lane, Message, MessageId, Origin, Recipient, Service, SubscriptionId, UnixMillis, Urgency};
 use crate::store::record::{Put, put_message, put_recipient};
 
 /// The lines of one connection that were read together, and where their answers go.
@@ -25,12 +23,34 @@ pub struct Writes {
 /// One write.
 pub enum Op {
     Send(Box<NewMessage>),
-    Add { message_id: MessageId, chunks: Chunks, rejected: u32, step: Option<Step>, apps: Apps },
-    Close { message_id: MessageId, step: Option<Step>, apps: Apps },
-    Cancel { target: Target, apps: Apps },
-    Pause { target: Target, apps: Apps },
-    Resume { target: Target, rate: Option<f64>, apps: Apps },
-    Drain { on: bool },
+    Add {
+        message_id: MessageId,
+        chunks: Chunks,
+        rejected: u32,
+        step: Option<Step>,
+        apps: Apps,
+    },
+    Close {
+        message_id: MessageId,
+        step: Option<Step>,
+        apps: Apps,
+    },
+    Cancel {
+        target: Target,
+        apps: Apps,
+    },
+    Pause {
+        target: Target,
+        apps: Apps,
+    },
+    Resume {
+        target: Target,
+        rate: Option<f64>,
+        apps: Apps,
+    },
+    Drain {
+        on: bool,
+    },
     /// `ping`: a pass through the writer.
     Pass,
 }
@@ -61,7 +81,10 @@ pub struct NewMessage {
 pub enum NewRecipients {
     /// Up to 64, without `rate` and `spread`.
     Single(Vec<Part>),
-    List { chunks: Chunks, closed: bool },
+    List {
+        chunks: Chunks,
+        closed: bool,
+    },
 }
 
 /// Recipients of a single at one service.
@@ -95,12 +118,27 @@ pub struct Chunk {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Done {
     /// `send`.
-    Taken { message_id: MessageId, state: State, expires: UnixMillis, recipients: u64, duplicate: bool, position: Option<Box<str>> },
+    Taken {
+        message_id: MessageId,
+        state: State,
+        expires: UnixMillis,
+        recipients: u64,
+        duplicate: bool,
+        position: Option<Box<str>>,
+    },
     /// `add` and `close`.
-    Added { recipients: u64, duplicate: bool, position: Option<Box<str>> },
+    Added {
+        recipients: u64,
+        duplicate: bool,
+        position: Option<Box<str>>,
+    },
     /// `cancel`, `pause`, `resume`, `drain`, `ping`.
     Done,
-    Failed { problem: Problem, retry_after: Option<f64>, position: Option<Box<str>> },
+    Failed {
+        problem: Problem,
+        retry_after: Option<f64>,
+        position: Option<Box<str>>,
+    },
 }
 
 /// What preparing needs to know.
@@ -210,9 +248,8 @@ pub fn prepare_chunks(recipients: Vec<Recipient>, app: &str, topic: Option<&str>
             for recipient in slice {
                 put_recipient(&mut row, recipient);
             }
-            let topics = topic.map_or_else(Vec::new, |topic| {
-                slice.iter().map(|recipient| topic_key(app, recipient, topic)).collect()
-            });
+            let topics =
+                topic.map_or_else(Vec::new, |topic| slice.iter().map(|recipient| topic_key(app, recipient, topic)).collect());
             let (keys, new_origins) = tally(slice, preparing);
             let count = u16::try_from(slice.len()).expect("a chunk has at most 512 recipients");
             chunks.push(Chunk { service, count, row: row.0, topics, keys, new_origins });
@@ -268,9 +305,7 @@ pub fn lane(service: Service, urgency: Urgency) -> Lane {
 pub fn weight(op: &Op) -> usize {
     match op {
         Op::Send(new) => match &new.recipients {
-            NewRecipients::Single(parts) => {
-                parts.iter().map(|part| new.encoded.len() + part.encoded.len()).sum::<usize>() + 128
-            }
+            NewRecipients::Single(parts) => parts.iter().map(|part| new.encoded.len() + part.encoded.len()).sum::<usize>() + 128,
             NewRecipients::List { chunks, .. } => {
                 new.encoded.len() + chunks.iter().map(|chunk| chunk.row.len()).sum::<usize>() + 128
             }

@@ -290,8 +290,7 @@ mod tests {
     #[test]
     fn due_and_expiry_keys_come_back() {
         let lane = a_lane(16, Urgency::Low);
-        for batch in
-            [BatchId::Commit { commit: 7, lane, piece: 1 }, BatchId::Chunk { commit: 7, place: 3, lane, chunk: 70_000 }]
+        for batch in [BatchId::Commit { commit: 7, lane, piece: 1 }, BatchId::Chunk { commit: 7, place: 3, lane, chunk: 70_000 }]
         {
             let key = DueKey { lane, time: UnixMillis(99), delivery: DeliveryId { batch, index: 12 } };
             assert_eq!(DueKey::decode(&key.encode()), Ok(key));

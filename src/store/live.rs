@@ -59,8 +59,7 @@ struct Outcomes {
 impl Batch {
     fn new(id: BatchId, bytes: Vec<u8>, row: Option<Bytes>, fresh: Option<FreshShare>) -> Batch {
         let busy = vec![false; bytes.len()];
-        let batch =
-            Batch { id, outcomes: Mutex::new(Outcomes { bytes, busy, busy_count: 0 }), row: OnceLock::new(), fresh };
+        let batch = Batch { id, outcomes: Mutex::new(Outcomes { bytes, busy, busy_count: 0 }), row: OnceLock::new(), fresh };
         if let Some(row) = row {
             let _first = batch.row.set(row);
         }
@@ -78,7 +77,7 @@ impl Batch {
     }
 
     /// Number of recipients.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         lock(&self.outcomes).bytes.len()
     }
 
@@ -436,11 +435,7 @@ impl RuleSet {
 }
 
 fn holders(id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> [Option<Holder>; 3] {
-    [
-        Some(Holder::Message(id)),
-        label.map(|label| Holder::Label(app.clone(), label.clone())),
-        Some(Holder::App(app.clone())),
-    ]
+    [Some(Holder::Message(id)), label.map(|label| Holder::Label(app.clone(), label.clone())), Some(Holder::App(app.clone()))]
 }
 
 /// The rules, read by everyone, changed by the writer.

@@ -164,6 +164,7 @@ impl Store {
     }
 
     /// The earliest deadline of a row of singles, and its recipients that wait.
+    #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     pub fn work_row_deliveries(&self, key: &WorkKey, wanted: &[u16], row: &Bytes) -> Vec<Box<Delivery>> {
         let mut found = Vec::with_capacity(wanted.len());
         if record::read_work_row(row, key.batch(), wanted, |delivery| found.push(delivery)).is_err() {

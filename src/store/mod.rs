@@ -68,8 +68,7 @@ pub mod family {
     /// Counters by day: rewritten.
     pub const STATS: &str = "stats";
 
-    pub const ALL: [&str; 13] =
-        [META, WORK, LIST, DUE, EXPIRY, HELD, HEAD, OUTCOME, MESSAGE, IDEMPOTENCY, TOPIC, EVENTS, STATS];
+    pub const ALL: [&str; 13] = [META, WORK, LIST, DUE, EXPIRY, HELD, HEAD, OUTCOME, MESSAGE, IDEMPOTENCY, TOPIC, EVENTS, STATS];
 }
 
 /// Why the store cannot be opened.
@@ -539,8 +538,7 @@ fn numbered((number, name): (usize, Arc<str>)) -> (Service, Arc<str>) {
 fn take_lock(data_dir: &Path) -> Result<Flock<fs::File>, OpenError> {
     let path = data_dir.join("lock");
     let directory = |error| OpenError::Directory { path: path.clone(), error };
-    let mut file =
-        fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(directory)?;
+    let mut file = fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(directory)?;
     let mut text = String::new();
     let _unreadable = file.read_to_string(&mut text);
     let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -669,4 +667,3 @@ pub mod testing {
         }
     }
 }
-

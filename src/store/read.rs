@@ -1,6 +1,7 @@
 //! What `status`, `list_messages`, `events` and `stats` answer: every number as it is on disk, so as of the last checkpoint.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -110,10 +111,11 @@ impl Store {
         let reader = self.reader()?;
         for recipient in &head.recipients {
             let batch = recipient.id.batch;
-            if !rows.contains_key(&batch) {
-                rows.insert(batch, reader.value(family::OUTCOME, key::batch_key(&batch))?);
-            }
-            let byte = rows[&batch].as_ref().and_then(|bytes| bytes.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
+            let row = match rows.entry(batch) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(reader.value(family::OUTCOME, key::batch_key(&batch))?),
+            };
+            let byte = row.as_ref().and_then(|bytes| bytes.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
             counts.retries += retries(byte);
             let busy = self.batches.get(&batch).map_or(0, |batch| batch.busy_in(recipient.id.index, 1));
             match ending(byte) {
@@ -239,7 +241,8 @@ impl Store {
         let end = to.checked_add(1).map_or_else(|| vec![255; 5], |day| day.to_be_bytes().to_vec());
         self.reader()?.scan(family::STATS, &from.to_be_bytes(), &end, |key, value| {
             let decoded = StatsKey::decode(key).and_then(|(key, _)| {
-                let counts = Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| record::take_counts(&mut take))?;
+                let counts =
+                    Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| record::take_counts(&mut take))?;
                 Ok((key, counts))
             });
             match decoded {

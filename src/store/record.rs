@@ -358,12 +358,7 @@ pub fn work_row_created(row: &[u8]) -> Result<UnixMillis, Corrupt> {
 
 /// Gives each wanted delivery of a row of singles to `found`; `wanted` holds ascending indexes. What is not wanted is
 /// skipped, not decoded.
-pub fn read_work_row(
-    row: &Bytes,
-    batch: BatchId,
-    wanted: &[u16],
-    mut found: impl FnMut(Box<Delivery>),
-) -> Result<(), Corrupt> {
+pub fn read_work_row(row: &Bytes, batch: BatchId, wanted: &[u16], mut found: impl FnMut(Box<Delivery>)) -> Result<(), Corrupt> {
     let mut take = Take::versioned(row.clone())?;
     take.skip(8)?;
     let mut wanted = wanted.iter().copied().peekable();
@@ -576,10 +571,7 @@ pub mod samples {
         let origin = "https://push.example.net";
         Recipient {
             service: Service(16),
-            endpoint: Endpoint::from_checked(
-                Bytes::from(format!("{origin}/p/{n}")),
-                u16::try_from(origin.len()).expect("short"),
-            ),
+            endpoint: Endpoint::from_checked(Bytes::from(format!("{origin}/p/{n}")), u16::try_from(origin.len()).expect("short")),
             p256dh: [4; 65],
             auth: [7; 16],
             encoding: Encoding::Aes128gcm,

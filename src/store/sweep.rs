@@ -227,6 +227,7 @@ impl Sweep {
         Ok(next.map(|next| next.max(now.plus(EVERY.as_millis() as u64))))
     }
 
+    #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     fn waiting(&self, key: &WorkKey, row: &Bytes) -> Result<Vec<Box<Delivery>>, ReadError> {
         let batch = self.store.batch(key.batch(), key.count)?;
         Ok(self.store.work_row_deliveries(key, &batch.waiting(), row))
@@ -277,9 +278,7 @@ impl Sweep {
                     if family == family::WORK {
                         let Ok(key) = WorkKey::decode(&row) else { continue };
                         for delivery in self.waiting(&key, &value)? {
-                            if concerns(&delivery)
-                                && self.store.batch(key.batch(), key.count)?.claim_one(delivery.id.index)
-                            {
+                            if concerns(&delivery) && self.store.batch(key.batch(), key.count)?.claim_one(delivery.id.index) {
                                 settled.push(cancelled(delivery));
                             }
                         }
@@ -288,11 +287,7 @@ impl Sweep {
                         && let Some(delivery) = self.store.claim_due(&due)?
                     {
                         let ends = concerns(&delivery);
-                        settled.push(if ends {
-                            cancelled(delivery)
-                        } else {
-                            Settled { delivery, what: Settlement::Back }
-                        });
+                        settled.push(if ends { cancelled(delivery) } else { Settled { delivery, what: Settlement::Back } });
                     }
                 }
                 self.send(Settle::Slice(settled));

@@ -62,13 +62,23 @@ pub enum Settlement {
 pub enum Settle {
     Slice(Vec<Settled>),
     /// A run that could not be read, because the store was being reopened: its lane reads it again.
-    Unread { batch: BatchId, count: u16, due: Option<UnixMillis> },
+    Unread {
+        batch: BatchId,
+        count: u16,
+        due: Option<UnixMillis>,
+    },
     /// A list's deadline passed.
     Over(ListKey, Ending),
     /// From `sweep`: rows of `expiry` to make and to drop.
-    Expiry { put: Vec<(UnixMillis, Waiting)>, drop: Vec<Vec<u8>> },
+    Expiry {
+        put: Vec<(UnixMillis, Waiting)>,
+        drop: Vec<Vec<u8>>,
+    },
     /// From `sweep`: ranges whose time has passed, and rows to write and drop.
-    Forget { ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>, put: Vec<(&'static str, Vec<u8>, Vec<u8>)> },
+    Forget {
+        ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
+        put: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
+    },
     /// From `sweep`: all singles that the cancellation concerns have been looked at.
     Swept(Holder),
     /// Ends the writer after a last checkpoint.
@@ -171,6 +181,9 @@ pub struct Writer {
     stopping: bool,
 }
 
+/// A row to write or (None) to drop: family, key, value.
+type Change = (&'static str, Vec<u8>, Option<Vec<u8>>);
+
 /// What the next checkpoint writes.
 #[derive(Default)]
 struct Checkpoint {
@@ -181,7 +194,8 @@ struct Checkpoint {
     expiry: BTreeMap<Vec<u8>, bool>,
     events: Vec<u8>,
     event_count: u32,
-    rows: Vec<(&'static str, Vec<u8>, Option<Vec<u8>>)>,
+    /// Other rows: family, key, and the value, or None where it goes.
+    rows: Vec<Change>,
     ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
     /// Claims that end when it is on disk.
     release: Vec<(Arc<Batch>, u16)>,
@@ -400,7 +414,9 @@ impl Writer {
         };
         let list = ListKey::of_batch(&delivery.id.batch).and_then(|key| Some((key, self.store.lists.get(key)?)));
         let what = match what {
-            Settlement::Wait { .. } | Settlement::Back | Settlement::Hold(_) => self.overruled(&delivery, list.as_ref()).unwrap_or(what),
+            Settlement::Wait { .. } | Settlement::Back | Settlement::Hold(_) => {
+                self.overruled(&delivery, list.as_ref()).unwrap_or(what)
+            }
             ended => ended,
         };
         match what {
@@ -448,7 +464,13 @@ impl Writer {
                 if counts_retry {
                     let key = delivery.recipient.key.or_else(|| self.settings.first_keys.get(&delivery.message.app).copied());
                     let counts = Counts { retries: 1, ..Counts::default() };
-                    let of = StatsKey::new(now, &delivery.message.app, delivery.message.label.as_ref(), delivery.recipient.service, key);
+                    let of = StatsKey::new(
+                        now,
+                        &delivery.message.app,
+                        delivery.message.label.as_ref(),
+                        delivery.recipient.service,
+                        key,
+                    );
                     self.stats.ended(&self.store, of, &counts);
                 }
             }
@@ -470,7 +492,7 @@ impl Writer {
                     None => batch.release(delivery.id.index),
                     Some((_, list)) => list.release(&batch, &[delivery.id.index]),
                 }
-                let count = u16::try_from(batch.len()).expect("a batch has at most 65,536 recipients");
+                let count = u16::try_from(batch.size()).expect("a batch has at most 65,536 recipients");
                 self.tell_back(delivery.id.batch, count, delivery.due);
             }
         }
@@ -925,7 +947,16 @@ impl Writer {
             };
             let list = list.and_then(|(_, list)| list);
             let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
-            self.ended_by_command(delivery, id, Ending::Skipped, "superseded", head.as_ref(), list.as_ref(), waiting.as_deref(), group.now);
+            self.ended_by_command(
+                delivery,
+                id,
+                Ending::Skipped,
+                "superseded",
+                head.as_ref(),
+                list.as_ref(),
+                waiting.as_deref(),
+                group.now,
+            );
         }
     }
 
@@ -1654,9 +1685,9 @@ impl Group {
     /// Appends recipients of a single to the lane's last row, or to a new one; gives its piece and the first index.
     fn push_work(&mut self, lane: Lane, message: &[u8], recipients: &[u8], count: u16, expires: UnixMillis) -> (u16, u16) {
         let rows = self.work.entry(lane).or_default();
-        let full = rows.last().is_none_or(|row| {
-            usize::from(row.count()) + usize::from(count) > PIECE_RECIPIENTS_MAX || row.len() > PIECE_BYTES
-        });
+        let full = rows
+            .last()
+            .is_none_or(|row| usize::from(row.count()) + usize::from(count) > PIECE_RECIPIENTS_MAX || row.len() > PIECE_BYTES);
         if full {
             rows.push(WorkRow::default());
         }
@@ -2127,5 +2158,8 @@ fn put_counts(reader: &super::Reader<'_>, rows: &mut Rows, key: &StatsKey, kind:
 
 fn stored_counts(store: &Store, key: &StatsKey, kind: u8) -> Counts {
     let row = store.reader().and_then(|reader| reader.value(family::STATS, key.encode(kind)));
-    row.ok().flatten().and_then(|row| Take::versioned(row).and_then(|mut take| record::take_counts(&mut take)).ok()).unwrap_or_default()
+    row.ok()
+        .flatten()
+        .and_then(|row| Take::versioned(row).and_then(|mut take| record::take_counts(&mut take)).ok())
+        .unwrap_or_default()
 }
