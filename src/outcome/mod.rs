@@ -1,4 +1,4 @@
-//! Settles what came back: one thread that asks [`verdict`] what each answer means, tells the origin's health, and hands what is
+//! Settles what came back: one thread that asks [`mod@verdict`] what each answer means, tells the origin's health, and hands what is
 //! to be written to the writer, in slices.
 
 pub mod retry_after;

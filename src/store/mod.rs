@@ -42,7 +42,7 @@ type Db = DBWithThreadMode<MultiThreaded>;
 /// Version of the whole layout, in the row `format`. A store with a higher one is not opened.
 const FORMAT: u8 = 1;
 
-/// Column families, by access pattern. The reason for each option stands in [`Store::families`].
+/// Column families, by access pattern. The reason for each option stands where it is set, in `family_options`.
 pub mod family {
     /// Small rows about the store itself: rewritten, read at start.
     pub const META: &str = "meta";
