@@ -278,9 +278,8 @@ impl Daemon {
         });
         let mut workers = Vec::new();
         for _ in 0..threads {
-            let worker = Worker::new(shared.clone(), Sealer::new(Agreement::AwsLc));
-            let beat = beats.beat("worker");
-            workers.push(spawn("worker", move || worker.run(beat))?);
+            let worker = Worker::new(shared.clone(), Sealer::new(Agreement::AwsLc), beats.beat("worker"));
+            workers.push(spawn("worker", move || worker.run())?);
         }
         let retry = Bounds::new(config.retry.min.as_millis() as u64, config.retry.max.as_millis() as u64)
             .ok_or_else(|| ServeError::Config("retry.min must be above 0 and at most retry.max".to_owned()))?;
@@ -686,10 +685,12 @@ impl Levels {
             ("full", &gates.full),
             ("max_pending", &gates.max_pending),
             ("draining", &gates.draining),
-            ("checkpoint_late", &gates.checkpoint_late),
         ] {
             metrics::level("fanfare_gate", "gate", name.to_owned(), f64::from(u8::from(gate.load(Ordering::Relaxed))));
         }
+        let unsynced = gates.unsynced_for();
+        metrics::level("fanfare_gate", "gate", "checkpoint_late".to_owned(), f64::from(u8::from(gates.checkpoint_late())));
+        metrics::plain_level("fanfare_checkpoint_age_seconds", unsynced.as_secs_f64());
         let (mut connections, mut streams): (BTreeMap<Arc<str>, usize>, BTreeMap<Arc<str>, usize>) = Default::default();
         let mut open: BTreeMap<Arc<str>, bool> = BTreeMap::new();
         let by_origin: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();

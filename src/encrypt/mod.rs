@@ -51,19 +51,21 @@ pub struct Worker {
     shared: Arc<Shared>,
     sealer: Sealer,
     bodies: Vec<Result<Body, SealError>>,
+    /// Called at each turn, also while nothing may be sent: a full disk is no reason for the watchdog to bite.
+    progress: Box<dyn Fn() + Send>,
 }
 
 impl Worker {
     /// A worker with its own sealer.
-    pub fn new(shared: Arc<Shared>, sealer: Sealer) -> Worker {
-        Worker { shared, sealer, bodies: Vec::with_capacity(SLICE) }
+    pub fn new(shared: Arc<Shared>, sealer: Sealer, progress: impl Fn() + Send + 'static) -> Worker {
+        Worker { shared, sealer, bodies: Vec::with_capacity(SLICE), progress: Box::new(progress) }
     }
 
     /// Works until `stop` is set.
-    pub fn run(mut self, progress: impl Fn()) {
+    pub fn run(mut self) {
         let shared = self.shared.clone();
         while !shared.stop.load(Ordering::Relaxed) {
-            progress();
+            (self.progress)();
             let run = match shared.high.try_recv() {
                 Ok(run) => run,
                 Err(_) => {
@@ -109,7 +111,7 @@ impl Worker {
             if slice.is_empty() {
                 break;
             }
-            if !shared.wait_for_gate() {
+            if !shared.wait_for_gate(&self.progress) {
                 settled.extend(slice.drain(..).map(|ready| shared.give_back(ready, &run)));
                 continue;
             }
@@ -259,8 +261,9 @@ impl Shared {
     }
 
     /// Waits while nothing may be sent (a late checkpoint, a full disk); false if the daemon stops meanwhile.
-    fn wait_for_gate(&self) -> bool {
+    fn wait_for_gate(&self, progress: impl Fn()) -> bool {
         while !self.store.gates.may_send() {
+            progress();
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }

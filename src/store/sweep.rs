@@ -311,17 +311,21 @@ impl Sweep {
         if kept_from > 0 {
             ranges.push((family::STATS, vec![0; 4], kept_from.to_be_bytes().to_vec()));
         }
-        self.store.reader()?.scan(family::META, b"cancel/", b"cancel0", |row, value| {
-            if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
-                && now.since(rule.since) > RULE_MILLIS
-            {
-                let row = rule_key("cancel", &rule.holder);
-                let mut end = row.clone();
-                end.push(0);
-                ranges.push((family::META, row, end));
-            }
-            !row.is_empty()
-        })?;
+        for (kind, start, end) in [("cancel", b"cancel/", b"cancel0"), ("pause", b"pause/\0", b"pause/\xff")] {
+            self.store.reader()?.scan(family::META, start, end, |_, value| {
+                if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
+                    && now.since(rule.since) > RULE_MILLIS
+                    // A paused label or app stays paused until it is resumed; a message has ended by now.
+                    && (kind == "cancel" || matches!(rule.holder, Holder::Message(_)))
+                {
+                    let row = rule_key(kind, &rule.holder);
+                    let mut end = row.clone();
+                    end.push(0);
+                    ranges.push((family::META, row, end));
+                }
+                true
+            })?;
+        }
         if !ranges.is_empty() || !put.is_empty() {
             self.send(Settle::Forget { ranges, put });
         }

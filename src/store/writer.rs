@@ -28,7 +28,7 @@ use crate::store::key::{self, ChunkKey, DueKey, Waiting, WorkKey};
 use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
-use crate::store::{ReadError, Rows, Store, WriteError, family, list_state, number};
+use crate::store::{LastCommit, ReadError, Rows, Store, WriteError, family, list_state, number};
 
 /// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
 const WAITING_PIECE: u16 = 0x8000;
@@ -252,12 +252,10 @@ impl Writer {
         cancelled: Sender<()>,
     ) -> Result<Writer, ReadError> {
         let reader = store.reader()?;
-        let stored = |name: &str| -> Result<u64, ReadError> {
-            Ok(reader.value(family::META, name)?.and_then(|bytes| Take::new(bytes).u64().ok()).unwrap_or(0))
-        };
-        let next_commit = stored("commit")? + 1;
-        let pending = stored("pending")?;
-        let events_end = stored("events_end")?.max(1);
+        let last = reader.value(family::META, "last")?.map(|row| LastCommit::decode(row).map_err(|record::Corrupt| ReadError));
+        let (next_commit, pending) = last.transpose()?.map_or((1, 0), |last| (last.commit + 1, last.pending));
+        let events_end = reader.value(family::META, "events_end")?.map(|row| Take::new(row).u64().map_err(|_| ReadError));
+        let events_end = events_end.transpose()?.unwrap_or(1);
         let mut releasing = VecDeque::new();
         reader.scan(family::META, b"release/", b"release0", |_, value| {
             releasing.extend(holder_from(Bytes::copy_from_slice(value)));
@@ -293,6 +291,7 @@ impl Writer {
             progress();
             self.wait();
             self.settle_all();
+            self.watch_lateness();
             if self.full.is_some() {
                 self.refuse_commits();
                 self.try_reopen()?;
@@ -344,9 +343,10 @@ impl Writer {
 
     /// Closes the gate of promise 2 while outcomes that are not on disk are more, or much older, than they may be.
     fn watch_lateness(&self) {
-        let late = self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES
-            || self.checkpoint.since.is_some_and(|since| since.elapsed() > self.settings.checkpoint_interval * 2);
-        self.store.gates.checkpoint_late.store(late, Ordering::Relaxed);
+        let gates = &self.store.gates;
+        gates.too_many_unsynced.store(self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES, Ordering::Relaxed);
+        // A row of `expiry` or a swept rule that waits makes nobody repeat anything.
+        gates.set_unsynced(self.checkpoint.since.filter(|_| self.checkpoint.outcomes > 0));
     }
 
     // ---- settling ----
@@ -1399,8 +1399,6 @@ impl Writer {
             rows.put(&reader, family::HEAD, key::head_key(group.commit, heads[0].id.place()), &put.0);
         }
         self.stats.put_taken(&reader, rows);
-        rows.put(&reader, family::META, "commit", number(group.commit));
-        rows.put(&reader, family::META, "written", number(group.now.0));
         let mut pending = self.pending_synced + group.added;
         if with_checkpoint {
             pending = self.store.pending.load(Ordering::Relaxed);
@@ -1477,7 +1475,8 @@ impl Writer {
             }
             self.stats.put_ended(&reader, rows);
         }
-        rows.put(&reader, family::META, "pending", number(pending));
+        let last = LastCommit { commit: group.commit, written: group.now, pending };
+        rows.put(&reader, family::META, "last", last.encode());
         built.pending = pending;
         Ok(built)
     }
@@ -1499,7 +1498,6 @@ impl Writer {
         self.stats.forget_old(clock::now());
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
-        self.store.gates.checkpoint_late.store(false, Ordering::Relaxed);
     }
 
     /// Tells the scheduler what is new.
@@ -1581,9 +1579,10 @@ impl Writer {
                 self.store.gates.full.store(false, Ordering::Relaxed);
                 // A batch whose sync failed may be there after all; numbers go on behind it.
                 if let Ok(reader) = self.store.reader()
-                    && let Ok(Some(row)) = reader.value(family::META, "commit")
+                    && let Ok(Some(row)) = reader.value(family::META, "last")
+                    && let Ok(last) = LastCommit::decode(row)
                 {
-                    self.next_commit = self.next_commit.max(Take::new(row).u64().unwrap_or(0) + 1);
+                    self.next_commit = self.next_commit.max(last.commit + 1);
                 }
                 Ok(())
             }
