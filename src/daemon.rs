@@ -41,7 +41,7 @@ use crate::ingest::line::Rules;
 use crate::ingest::reply::format_time;
 use crate::ingest::request::Target;
 use crate::ingest::{self, Door, QUEUE_LINES, Socket};
-use crate::message::{Service, UnixMillis};
+use crate::message::{Encoding, Service, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
 use crate::schedule::backoff::Bounds;
@@ -317,8 +317,9 @@ impl Daemon {
         );
         let beat = beats.beat("sweep");
         workers.push(spawn("sweep", move || sweep.run(beat))?);
-        let (renewing, stopped, beat) = (tokens.clone(), stop.clone(), beats.beat("tokens"));
+        let (renewing, known, stopped, beat) = (tokens.clone(), store.clone(), stop.clone(), beats.beat("tokens"));
         workers.push(spawn("tokens", move || {
+            make_tokens(&renewing, &known);
             let mut renewed: Option<Instant> = None;
             while !stopped.load(Ordering::Relaxed) {
                 beat();
@@ -536,6 +537,19 @@ fn run_schedule(mut schedule: Schedule, wake: &Receiver<()>, stop: &AtomicBool, 
         };
         // Woken or not, the next step finds out what there is to do.
         let _woken = wake.recv_timeout(patience);
+    }
+}
+
+/// Makes the tokens of the first keys for the origins that are known already, ahead of need.
+fn make_tokens(tokens: &Tokens, store: &Store) {
+    let now = clock::now();
+    for (service, _) in store.services.all() {
+        if let Some(Origins::One(origin)) = store.services.origins(service) {
+            for app in tokens.apps() {
+                // Kept in the table; who needs it finds it there.
+                let _made = tokens.authorization(&app, 0, &origin, Encoding::Aes128gcm, now);
+            }
+        }
     }
 }
 
