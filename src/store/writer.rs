@@ -1224,7 +1224,9 @@ impl Writer {
             self.set_rule_paused(&holder, group, false)?;
             for (key, list) in self.lists_of(&holder) {
                 if rate.is_some() {
-                    self.set_list_paused(key, &list, list_state(&list).paused, rate, group)?;
+                    // Read before the call, which locks the state itself.
+                    let paused = list_state(&list).paused;
+                    self.set_list_paused(key, &list, paused, rate, group)?;
                 }
                 group.lists.push(key);
             }
