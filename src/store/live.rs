@@ -309,8 +309,10 @@ pub struct List {
 /// What of a list changes. Written by the writer; `in_flight` also by the workers that claim.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListState {
-    /// Chunks so far, by service.
+    /// Chunks so far, by service: numbered when they are taken.
     pub chunks: BTreeMap<Service, u32>,
+    /// Those of them that are on disk: what may be read.
+    pub written: BTreeMap<Service, u32>,
     /// No recipients will be added.
     pub closed: bool,
     pub paused: bool,
