@@ -298,7 +298,7 @@ fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settl
 struct Loaded {
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     deliveries: Vec<Box<Delivery>>,
-    /// Something could not be read just now.
+    /// Something could not be read, or not be claimed, just now: its lane reads it again.
     back: bool,
 }
 
@@ -320,7 +320,8 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
             let id = key.batch(list.message.urgency);
             let batch = store.batch(id, key.count)?;
             let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
-            let claimed = list.claim(&batch, run.from, run.most);
+            // Paused since it was handed out: its lane keeps it for `resume`.
+            let Some(claimed) = list.claim(&batch, run.from, run.most) else { return Ok(Loaded { deliveries, back: true }) };
             if record::read_chunk_row(&row, id, &list.message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
                 store.corrupt(family::LIST);
             }

@@ -341,15 +341,18 @@ impl List {
         Lane { service, urgency: self.message.urgency }
     }
 
-    /// Claims of a chunk what waits, unless the list is over or paused.
-    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Vec<u16> {
+    /// Claims of a chunk what waits: nothing if the list is over. None: it is paused, so this must be read again later.
+    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Option<Vec<u16>> {
         let mut state = lock(&self.state);
-        if state.over.is_some() || state.paused {
-            return Vec::new();
+        if state.over.is_some() {
+            return Some(Vec::new());
+        }
+        if state.paused {
+            return None;
         }
         let claimed = batch.claim(from, most);
         state.in_flight += claimed.len() as u64;
-        claimed
+        Some(claimed)
     }
 
     /// Claims one that waits by itself, unless the list is over.

@@ -61,7 +61,7 @@ pub enum Settlement {
 /// What reaches the writer beside commits.
 pub enum Settle {
     Slice(Vec<Settled>),
-    /// A run that could not be read, because the store was being reopened: its lane reads it again.
+    /// A run that was not worked on, because the store was being reopened or its list was paused: its lane reads it again.
     Unread {
         batch: BatchId,
         count: u16,
@@ -1198,7 +1198,11 @@ impl Writer {
         if let Target::Message(id) = target {
             match self.find_message(id, apps, group)? {
                 Found::Ended => {}
-                Found::List(key, list) => self.set_list_paused(key, &list, true, None, group)?,
+                Found::List(key, list) => {
+                    self.set_list_paused(key, &list, true, None, group)?;
+                    // What of it waits by itself is held by the rule.
+                    self.set_rule_paused(&Holder::Message(id), group, true)?;
+                }
                 Found::Single(_) => self.set_rule_paused(&Holder::Message(id), group, true)?,
             }
             return Ok(Done::Done);
