@@ -5,6 +5,7 @@
 //! An outcome byte: three low bits are the state (0 waiting in its row, 1 to 6 an [`Ending`], 7 waiting by itself in `due`),
 //! five high bits count retries (31 means 31 or more).
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -149,7 +150,9 @@ impl Batch {
     pub fn end_if_free(&self, index: u16, ending: Ending) -> bool {
         let mut outcomes = lock(&self.outcomes);
         let at = usize::from(index);
-        if outcomes.busy[at] || !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+        // A damaged row may be shorter than it was.
+        let waits = outcomes.bytes.get(at).is_some_and(|byte| matches!(byte & STATE, WAITING | MOVED));
+        if !waits || outcomes.busy[at] {
             return false;
         }
         outcomes.bytes[at] = outcomes.bytes[at] & !STATE | ending as u8;
@@ -250,7 +253,8 @@ impl Batches {
         }
     }
 
-    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room.
+    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room. None as well if it was loaded already: its
+    /// row is on disk before it is told, so somebody may have claimed in it.
     pub fn insert_fresh(&self, id: BatchId, count: u16, row: Bytes) -> Option<Arc<Batch>> {
         let bytes = row.len();
         if self.fresh_used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.fresh_limit {
@@ -260,8 +264,13 @@ impl Batches {
         let share = FreshShare { used: self.fresh_used.clone(), bytes };
         let batch = Arc::new(Batch::new(id, vec![WAITING; usize::from(count)], Some(row), Some(share)));
         debug_assert!(batch.fresh.is_some());
-        lock(&self.map).insert(id, batch.clone());
-        Some(batch)
+        match lock(&self.map).entry(id) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => {
+                place.insert(batch.clone());
+                Some(batch)
+            }
+        }
     }
 
     /// Forgets what nobody holds or is busy with. Called by the writer alone, which holds what the next checkpoint writes.
@@ -505,6 +514,8 @@ mod tests {
         assert!(held.is_some());
         assert!(batches.insert_fresh(id(2), 1, Bytes::from_static(b"123456")).is_none());
         batches.evict();
+        assert_eq!(batches.usage(), (6, 1));
+        assert!(batches.insert_fresh(id(1), 1, Bytes::from_static(b"1")).is_none(), "it is in memory already");
         assert_eq!(batches.usage(), (6, 1));
         drop(held);
         batches.evict();

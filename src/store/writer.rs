@@ -621,7 +621,6 @@ impl Writer {
             }
             writes.push((incoming, answers));
         }
-        self.supersede(&mut group);
         (writes, group)
     }
 
@@ -912,15 +911,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends what newer messages of the same topic have replaced, in the batch that brings the newer ones.
+    /// Ends what newer messages of the same topic have replaced: once the newer ones are on disk, and before they are told to the
+    /// scheduler. It is written with the next checkpoint, as every outcome is.
     fn supersede(&mut self, group: &mut Group) {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
-            let count = group.count_of(&delivery.batch);
-            let batch = match count {
-                Some(count) => self.store.batch(delivery.batch, count).map(Some),
-                None => self.store.find_batch(delivery.batch),
-            };
-            let Ok(Some(batch)) = batch else { continue };
+            let Ok(Some(batch)) = self.store.find_batch(delivery.batch) else { continue };
             let list = ListKey::of_batch(&delivery.batch).map(|key| (key, self.store.lists.get(key)));
             let freed = match &list {
                 None => batch.end_if_free(delivery.index, Ending::Skipped),
@@ -940,10 +935,9 @@ impl Writer {
                 continue;
             }
             self.checkpoint.change(&batch);
-            self.checkpoint.forced = true;
             let head = match list {
                 Some(_) => None,
-                None => group.heads.iter().find(|head| head.id == id).cloned().or_else(|| self.store.head(id).ok().flatten()),
+                None => self.store.head(id).ok().flatten(),
             };
             let list = list.and_then(|(_, list)| list);
             let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
@@ -1121,18 +1115,15 @@ impl Writer {
     }
 
     /// What a message id names: an open list, or the head of a single; None: a list that has ended.
-    fn find_message(&self, id: MessageId, apps: &Apps, group: &Group) -> Result<Found, Failure> {
+    fn find_message(&self, id: MessageId, apps: &Apps) -> Result<Found, Failure> {
         match self.open_list(id, apps) {
             Ok((key, list)) => return Ok(Found::List(key, list)),
             Err(failure) if failure.problem.code == Code::Conflict => return Ok(Found::Ended),
             Err(failure) if failure.problem.code == Code::NotFound => {}
             Err(failure) => return Err(failure),
         }
-        let head = match group.heads.iter().find(|head| head.id == id) {
-            Some(head) => Some(head.clone()),
-            None => self.store.head(id)?,
-        };
-        match head {
+        // One of this very group has not been answered yet: nobody can know its id.
+        match self.store.head(id)? {
             Some(head) if apps.contains(&head.app) => Ok(Found::Single(head)),
             _ => Err(Failure::of(Code::NotFound, Some("message_id"), "no such message")),
         }
@@ -1140,7 +1131,7 @@ impl Writer {
 
     fn take_cancel(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
                 Found::Single(head) => self.cancel_single(&head, group)?,
@@ -1167,11 +1158,7 @@ impl Writer {
     fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
         let mut busy = false;
         for recipient in &head.recipients {
-            let batch = match group.count_of(&recipient.id.batch) {
-                Some(count) => Some(self.store.batch(recipient.id.batch, count)?),
-                None => self.store.find_batch(recipient.id.batch)?,
-            };
-            let Some(batch) = batch else { continue };
+            let Some(batch) = self.store.find_batch(recipient.id.batch)? else { continue };
             if batch.end_if_free(recipient.id.index, Ending::Cancelled) {
                 self.checkpoint.change(&batch);
                 self.ended_by_command(recipient.id, head.id, Ending::Cancelled, "cancelled", Some(head), None, None, group.now);
@@ -1196,7 +1183,7 @@ impl Writer {
 
     fn take_pause(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => {
                     self.set_list_paused(key, &list, true, None, group)?;
@@ -1218,7 +1205,7 @@ impl Writer {
 
     fn take_resume(&mut self, target: Target, rate: Option<f64>, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => return Ok(Done::Done),
                 Found::List(key, list) => self.set_list_paused(key, &list, false, rate, group)?,
                 Found::Single(_) => {}
@@ -1362,6 +1349,7 @@ impl Writer {
                     self.pending_synced += group.added;
                 }
                 self.stats.dirty_taken.clear();
+                self.supersede(&mut group);
                 self.publish(group, built);
                 answer(writes);
                 Ok(())
@@ -1393,9 +1381,7 @@ impl Writer {
         }
         for (lane, count) in &group.waiting {
             let batch = BatchId::Commit { commit: group.commit, lane: *lane, piece: WAITING_PIECE };
-            if !self.checkpoint.batches.contains_key(&batch) {
-                rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
-            }
+            rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
         }
         for heads in group.heads.chunks(64) {
             let mut put = Put::versioned();
@@ -1706,16 +1692,6 @@ impl Group {
         let piece = u16::try_from(rows.len() - 1).expect("a commit has at most 65,536 recipients");
         let row = rows.last_mut().expect("one was pushed");
         (piece, row.push(message, recipients, count, expires))
-    }
-
-    /// Recipients of a batch of this very group so far.
-    fn count_of(&self, batch: &BatchId) -> Option<u16> {
-        match *batch {
-            BatchId::Commit { commit, lane, piece } if commit == self.commit => {
-                self.work.get(&lane)?.get(usize::from(piece)).map(WorkRow::count)
-            }
-            _ => None,
-        }
     }
 
     /// Keeps the list's state as it is, in case the group cannot be written.
