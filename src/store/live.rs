@@ -420,7 +420,7 @@ pub enum Holder {
 #[derive(Clone, Debug, Default)]
 pub struct RuleSet {
     pub paused: HashSet<Holder>,
-    /// Cancelled are messages up to this commit.
+    /// Cancelled are messages whose order lies below this.
     pub cancelled: HashMap<Holder, u64>,
 }
 
@@ -439,7 +439,7 @@ impl RuleSet {
             && holders(id, app, label)
                 .into_iter()
                 .flatten()
-                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.commit() <= *upto))
+                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.order() < *upto))
     }
 
     /// Whether the message is held back.

@@ -252,7 +252,7 @@ impl Sweep {
     fn sweep_lane(&self, lane: Lane, rule: &StoredRule) -> Result<(), ReadError> {
         let concerns = |delivery: &Delivery| {
             let message = &delivery.message;
-            message.id.commit() <= rule.upto
+            message.id.order() < rule.upto
                 && match &rule.holder {
                     Holder::Message(id) => message.id == *id,
                     Holder::Label(app, label) => message.app == *app && message.label.as_ref() == Some(label),

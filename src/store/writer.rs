@@ -1143,11 +1143,11 @@ impl Writer {
                 self.end_list(key, &list, Ending::Cancelled, "cancelled");
             }
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.commit, group.now, false);
+            let row = rule_row(&holder, group.order(), group.now, false);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.commit);
+            rules.cancelled.insert(holder, group.order());
             self.store.rules.store(Arc::new(rules));
         }
         self.checkpoint.touch();
@@ -1171,11 +1171,11 @@ impl Writer {
             // What is in flight is let finish; if it would be tried again, it ends instead.
             let holder = Holder::Message(head.id);
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.commit, group.now, true);
+            let row = rule_row(&holder, group.order(), group.now, true);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.commit);
+            rules.cancelled.insert(holder, group.order());
             self.store.rules.store(Arc::new(rules));
         }
         Ok(())
@@ -1252,7 +1252,7 @@ impl Writer {
         }
         let reader = self.store.reader()?;
         if paused {
-            let row = rule_row(holder, group.commit, group.now, false);
+            let row = rule_row(holder, group.order(), group.now, false);
             group.rows.put(&reader, family::META, rule_key("pause", holder), row);
             group.rows.delete(&reader, family::META, rule_key("release", holder));
         } else {
@@ -1669,6 +1669,11 @@ impl Group {
         }
     }
 
+    /// The [`MessageId::order`] of the next message.
+    fn order(&self) -> u64 {
+        self.commit << 16 | self.places as u64
+    }
+
     /// Eight bits that make ids unguessable from their neighbours' a little.
     fn random(&mut self) -> u8 {
         if self.random_next == self.random.len() {
@@ -1955,7 +1960,7 @@ fn holder_from(row: Bytes) -> Option<Holder> {
     Take::versioned(row).and_then(|mut take| take_holder(&mut take)).ok()
 }
 
-/// A rule's row: whom it concerns, up to which commit, since when, and whether the sweep has seen all that it ends.
+/// A rule's row: whom it concerns, up to which message in the order of acceptance, since when, and whether the sweep has seen all that it ends.
 fn rule_row(holder: &Holder, upto: u64, now: UnixMillis, swept: bool) -> Vec<u8> {
     let mut put = Put(holder_row(holder));
     put.u64(upto).u64(now.0).u8(u8::from(swept));
