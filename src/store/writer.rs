@@ -268,7 +268,7 @@ impl Writer {
         store.events_end.send_replace(events_end);
         load_rules(&store)?;
         load_lists(&store)?;
-        Ok(Writer {
+        let mut writer = Writer {
             store,
             settings,
             commits,
@@ -284,7 +284,26 @@ impl Writer {
             pending_synced: pending,
             full: None,
             stopping: false,
-        })
+        };
+        writer.end_what_is_over();
+        Ok(writer)
+    }
+
+    /// Lists that were over, or done, when the last run ended, and whose last recipients or whose end did not reach the disk: what
+    /// was in flight then is not sent again, so it ends now.
+    fn end_what_is_over(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            if let Some(ending) = over {
+                self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+            } else if done {
+                self.checkpoint.touch();
+                self.checkpoint.lists.insert(key, list);
+            }
+        }
     }
 
     /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
@@ -1063,15 +1082,20 @@ impl Writer {
             }
         }
         group.remember(key, &list);
-        let duplicate = {
+        let (duplicate, done) = {
             let mut state = list_state(&list);
             let duplicate = state.closed;
             state.closed = true;
             if let Some(step) = step {
                 state.position = Some(step.position);
             }
-            duplicate
+            (duplicate, state.done())
         };
+        if done {
+            // Its last recipient has ended already: nothing else would bring it to the checkpoint that ends it.
+            self.checkpoint.touch();
+            self.checkpoint.lists.insert(key, list.clone());
+        }
         self.put_list_state(key, &list, group)?;
         let state = list_state(&list);
         Ok(Done::Added { recipients: state.counts.recipients, duplicate, position: state.position.clone() })
