@@ -18,7 +18,7 @@ use crate::clock;
 use crate::deliver::Pool;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
 use crate::encrypt::vapid::{Authorization, Tokens};
-use crate::message::{Delivery, Encoding, Ending, Origin, Sealed, UnixMillis};
+use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMillis};
 use crate::metrics;
 use crate::outcome::verdict::reason;
 use crate::schedule::origins::{Admit, Table};
@@ -37,7 +37,7 @@ pub struct Shared {
     pub tokens: Arc<Tokens>,
     pub pool: Pool,
     pub settles: Sender<Settle>,
-    /// Rung when a run was taken: the scheduler may have another.
+    /// Rung when a run was taken, or left places unused: the scheduler may have another.
     pub wake: Sender<()>,
     pub high: Receiver<Run>,
     pub normal: Receiver<Run>,
@@ -89,7 +89,8 @@ impl Worker {
             Loaded { deliveries: Vec::new(), back: true }
         });
         let service = run.lane.service;
-        shared.origins.unsent(service, run.origin.as_ref(), usize::from(run.most) - loaded.deliveries.len());
+        let absent = usize::from(run.most) - loaded.deliveries.len();
+        shared.origins.unsent(service, run.origin.as_ref(), absent);
         if loaded.back {
             shared.settle_unread(&run);
         }
@@ -114,10 +115,17 @@ impl Worker {
                 continue;
             }
             self.seal(&mut slice, &run, &mut settled);
-            while let Ok(urgent) = shared.high.try_recv() {
+            // An urgent run is not interrupted by the next one.
+            while run.lane.urgency.rank() == Rank::Normal
+                && let Ok(urgent) = shared.high.try_recv()
+            {
                 let _rung = shared.wake.try_send(());
                 self.work(urgent);
             }
+        }
+        if absent > 0 || !settled.is_empty() {
+            // Their places at the origin are free, and no answer will tell.
+            let _rung = shared.wake.try_send(());
         }
         if !settled.is_empty() {
             // The writer ends after the workers.
