@@ -23,7 +23,9 @@ use crate::metrics;
 use crate::outcome::verdict::reason;
 use crate::schedule::origins::{Admit, Table};
 use crate::schedule::{Run, Source};
+use crate::store::key::DueKey;
 use crate::store::live::{Batch, List};
+use crate::store::load::DueClaim;
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{ReadError, Store, family, record};
 
@@ -86,13 +88,17 @@ impl Worker {
         let shared = self.shared.clone();
         let loaded = load(&shared.store, &run).unwrap_or_else(|ReadError| {
             // The store is being reopened: what the run held is still on disk, and the lane reads it again.
-            Loaded { deliveries: Vec::new(), back: true }
+            Loaded { back: true, ..Loaded::default() }
         });
         let service = run.lane.service;
         let absent = usize::from(run.most) - loaded.deliveries.len();
         shared.origins.unsent(service, run.origin.as_ref(), absent);
         if loaded.back {
             shared.settle_unread(&run);
+        }
+        if !loaded.stale.is_empty() {
+            // The writer ends after the workers.
+            let _ended = shared.settles.send(Settle::Stale(loaded.stale));
         }
         let mut settled = Vec::new();
         let mut slice: Vec<Ready> = Vec::with_capacity(SLICE);
@@ -303,9 +309,12 @@ fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settl
     Settled { delivery, what: end(ending, reason) }
 }
 
+#[derive(Default)]
 struct Loaded {
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     deliveries: Vec<Box<Delivery>>,
+    /// Rows of `due` that nobody needs any more.
+    stale: Vec<DueKey>,
     /// Something could not be read, or not be claimed, just now: its lane reads it again.
     back: bool,
 }
@@ -319,7 +328,7 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
                 Some(batch) => batch.clone(),
                 None => store.batch(key.batch(), key.count)?,
             };
-            let Some(row) = store.work_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
+            let Some(row) = store.work_row(&batch, key)? else { return Ok(Loaded { deliveries, ..Loaded::default() }) };
             let claimed = batch.claim(run.from, run.most);
             deliveries = store.work_row_deliveries(key, &claimed, &row);
             release_missing(&batch, None, &claimed, &deliveries);
@@ -327,24 +336,28 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
         Source::Chunk(key, list) => {
             let id = key.batch(list.message.urgency);
             let batch = store.batch(id, key.count)?;
-            let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
+            let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, ..Loaded::default() }) };
             // Paused since it was handed out: its lane keeps it for `resume`.
-            let Some(claimed) = list.claim(&batch, run.from, run.most) else { return Ok(Loaded { deliveries, back: true }) };
+            let Some(claimed) = list.claim(&batch, run.from, run.most) else { return Ok(Loaded { back: true, ..Loaded::default() }) };
             if record::read_chunk_row(&row, id, &list.message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
                 store.corrupt(family::LIST);
             }
             release_missing(&batch, Some(list), &claimed, &deliveries);
         }
         Source::Due(keys) => {
+            let mut stale = Vec::new();
             for key in keys {
                 match store.claim_due(key) {
-                    Ok(found) => deliveries.extend(found),
-                    Err(ReadError) => return Ok(Loaded { deliveries, back: true }),
+                    Ok(DueClaim::Claimed(delivery)) => deliveries.push(delivery),
+                    Ok(DueClaim::Stale) => stale.push(*key),
+                    Ok(DueClaim::Elsewhere) => {}
+                    Err(ReadError) => return Ok(Loaded { deliveries, stale, back: true }),
                 }
             }
+            return Ok(Loaded { deliveries, stale, back: false });
         }
     }
-    Ok(Loaded { deliveries, back: false })
+    Ok(Loaded { deliveries, ..Loaded::default() })
 }
 
 /// What was claimed but would not decode is given back: it is counted and told, and never sent.

@@ -121,6 +121,11 @@ impl Batch {
         free
     }
 
+    /// Whether a delivery has ended.
+    pub fn has_ended(&self, index: u16) -> bool {
+        lock(&self.outcomes).bytes.get(usize::from(index)).is_some_and(|byte| ending(*byte).is_some())
+    }
+
     /// Gives a claim back.
     pub fn release(&self, index: u16) {
         let mut outcomes = lock(&self.outcomes);

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::message::{BatchId, Delivery, Ending, Lane, UnixMillis};
 use crate::store::key::{self, DueKey, Waiting, WorkKey};
 use crate::store::live::{Holder, lanes_of};
+use crate::store::load::DueClaim;
 use crate::store::record::{self, Take};
 use crate::store::writer::{Settle, Settled, Settlement, StoredRule, read_list, read_rule, rule_key};
 use crate::store::{ReadError, Store, family, list_state};
@@ -192,7 +193,7 @@ impl Sweep {
                         }
                     }
                     Ok((_, Waiting::Due(due))) => {
-                        if let Some(delivery) = self.store.claim_due(&due)? {
+                        if let DueClaim::Claimed(delivery) = self.store.claim_due(&due)? {
                             if delivery.message.expires <= now {
                                 settled.push(expired(delivery));
                             } else {
@@ -284,7 +285,7 @@ impl Sweep {
                         }
                     } else if let Ok(due) = DueKey::decode(&row)
                         && let BatchId::Commit { .. } = due.delivery.batch
-                        && let Some(delivery) = self.store.claim_due(&due)?
+                        && let DueClaim::Claimed(delivery) = self.store.claim_due(&due)?
                     {
                         let ends = concerns(&delivery);
                         settled.push(if ends { cancelled(delivery) } else { Settled { delivery, what: Settlement::Back } });

@@ -67,6 +67,8 @@ pub enum Settle {
         count: u16,
         due: Option<UnixMillis>,
     },
+    /// Rows of `due` whose deliveries have ended.
+    Stale(Vec<DueKey>),
     /// A list's deadline passed.
     Over(ListKey, Ending),
     /// From `sweep`: rows of `expiry` to make and to drop.
@@ -393,6 +395,12 @@ impl Writer {
                 }
             }
             Settle::Unread { batch, count, due } => self.tell_back(batch, count, due),
+            Settle::Stale(rows) => {
+                self.checkpoint.touch();
+                for due in rows {
+                    self.drop_due(due);
+                }
+            }
             Settle::Over(key, ending) => {
                 if let Some(list) = self.store.lists.get(key) {
                     self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
