@@ -237,6 +237,8 @@ struct Group {
     superseded: Vec<(DeliveryId, MessageId)>,
     lists: Vec<ListKey>,
     due: BTreeMap<Lane, UnixMillis>,
+    /// Rows of origins that were met for the first time.
+    origins: Vec<Vec<u8>>,
     /// What to restore if the batch cannot be written.
     undo_lists: HashMap<ListKey, Option<ListState>>,
     random: [u8; 256],
@@ -340,6 +342,8 @@ impl Writer {
             return;
         }
         let patience = match self.checkpoint.since {
+            // Nothing is written before the next try.
+            _ if self.full.is_some() => Duration::from_millis(500),
             Some(since) => self.settings.checkpoint_interval.saturating_sub(since.elapsed()),
             None => Duration::from_millis(500),
         };
@@ -831,8 +835,9 @@ impl Writer {
                 row.extend_from_slice(&service.0.to_be_bytes());
                 row.extend_from_slice(origin.0.as_bytes());
                 let reader = self.store.reader()?;
-                group.rows.put(&reader, family::META, row, []);
+                group.rows.put(&reader, family::META, &row, []);
                 drop(reader);
+                group.origins.push(row);
                 self.store.services.learn(service, origin);
             }
         }
@@ -1585,6 +1590,12 @@ impl Writer {
                 }
             }
         }
+        if !group.origins.is_empty() {
+            // They stay known in memory, so no later group would write them.
+            self.checkpoint.touch();
+            self.checkpoint.forced = true;
+            self.checkpoint.rows.extend(group.origins.into_iter().map(|row| (family::META, row, Some(Vec::new()))));
+        }
         self.store.pending.fetch_sub(group.added, Ordering::Relaxed);
         self.stats.undo_taken();
         self.next_commit += 1;
@@ -1695,6 +1706,7 @@ impl Group {
             superseded: Vec::new(),
             lists: Vec::new(),
             due: BTreeMap::new(),
+            origins: Vec::new(),
             undo_lists: HashMap::new(),
             random: [0; 256],
             random_next: 256,
