@@ -229,9 +229,8 @@ impl Schedule {
         }
         for key in lists {
             match (self.lists.get_mut(&key), self.store.lists.get(key)) {
-                (_, None) => {
-                    self.lists.remove(&key);
-                }
+                (Some(_), None) => self.forget_list(key),
+                (None, None) => {}
                 (None, Some(list)) => self.know_list(key, list),
                 (Some(_), Some(_)) => self.offer_list(key, now),
             }
@@ -275,6 +274,13 @@ impl Schedule {
         self.lists.insert(key, ListRun { list, cursors: HashMap::new(), pace, rate: state.rate });
     }
 
+    fn forget_list(&mut self, key: ListKey) {
+        if let Some(run) = self.lists.remove(&key) {
+            self.deadlines.remove(&(run.list.message.expires, key));
+            self.beginnings.remove(&(run.list.message.at, key));
+        }
+    }
+
     /// Gives a list that has begun its turn in each lane where something of it is left.
     fn offer_list(&mut self, key: ListKey, now: UnixMillis) {
         let Some(run) = self.lists.get_mut(&key) else { return };
@@ -314,7 +320,7 @@ impl Schedule {
                 // A writer that has ended takes nothing, and the process ends with it.
                 let _ended = self.settles.send(Settle::Over(key, Ending::Expired));
             }
-            self.lists.remove(&key);
+            self.forget_list(key);
         }
     }
 

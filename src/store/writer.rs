@@ -36,6 +36,8 @@ const WAITING_PIECE: u16 = 0x8000;
 const COMMIT_RECIPIENTS: usize = 16_384;
 /// Rows that `resume` moves between two looks at the channels.
 const RELEASE_SLICE: usize = 2_048;
+/// A row of `due` may be made this long after the time in its key, in milliseconds: what was settled waits in channels.
+const DUE_MARGIN_MILLIS: u64 = 60_000;
 /// How often the first live row of each lane is looked up and kept.
 const FIRST_ROWS_EVERY: Duration = Duration::from_secs(10);
 
@@ -512,6 +514,8 @@ impl Writer {
                 self.checkpoint.held.insert(held_key(&holder, &due), true);
                 // `resume` may have come while this delivery was on its way: then nobody else would let it go.
                 if !self.store.rules.load().paused.contains(&holder) && !self.releasing.contains(&holder) {
+                    let row = (family::META, rule_key("release", &holder), Some(holder_row(&holder)));
+                    self.checkpoint.rows.push(row);
                     self.releasing.push_back(holder);
                 }
                 if let Some((_, list)) = &list {
@@ -1533,7 +1537,7 @@ impl Writer {
 
     /// Tells the scheduler what is new.
     fn publish(&mut self, group: Group, built: Built) {
-        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() {
+        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() && built.ended_lists.is_empty() {
             return;
         }
         for key in &group.lists {
@@ -1554,6 +1558,7 @@ impl Writer {
                 earliest(&mut latest.due, lane, time);
             }
             latest.lists.extend(group.lists);
+            latest.lists.extend(built.ended_lists);
         });
     }
 
@@ -1656,8 +1661,9 @@ impl Writer {
                         first = Some(row.to_vec());
                         false
                     });
-                    // In `work` new rows come behind all others. In `due` they come behind now: that is as far as it may go.
-                    let now = key::due_prefix(lane, clock::now());
+                    // In `work` new rows come behind all others. In `due` they come behind the moment at which they were thought
+                    // of, somewhere in the pipeline: that is as far as it may go.
+                    let now = key::due_prefix(lane, UnixMillis(clock::now().0.saturating_sub(DUE_MARGIN_MILLIS)));
                     let first = match family {
                         family::DUE => first.unwrap_or_else(|| now.clone()).min(now),
                         _ => match first {
