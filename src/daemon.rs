@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use listenfd::ListenFd;
+use nix::sys::signal::SigSet;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -138,6 +139,11 @@ pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
 
 /// Runs the daemon until SIGTERM or SIGINT. `reload` reads the configuration again at SIGHUP; its error is a text.
 pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Result<(), ServeError> {
+    // Who started us may have blocked signals in itself, which is inherited; SIGTERM must end the daemon whoever started it.
+    // Before the first thread, so that all threads have it.
+    if let Err(error) = SigSet::all().thread_unblock() {
+        tracing::warn!(%error, "signals cannot be unblocked");
+    }
     let apps = read_keys(&config)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -293,6 +299,7 @@ impl Daemon {
             retry,
             padding: config.encrypt.padding > 0,
             stop: stop_outcome.clone(),
+            complaints: Default::default(),
         };
         let beat = beats.beat("outcome");
         let outcome = spawn("outcome", move || the_outcome.run(beat))?;
@@ -417,7 +424,7 @@ impl Daemon {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => {
-                    notify(&[NotifyState::Reloading]);
+                    notify_reloading();
                     self.reload(&config, reload());
                     notify(&[NotifyState::Ready]);
                 }
@@ -504,6 +511,14 @@ impl Daemon {
 async fn join<T: Send + 'static>(thread: JoinHandle<T>) {
     // A thread that panicked has brought the process down already.
     let _ended = tokio::task::spawn_blocking(move || thread.join()).await;
+}
+
+/// With the time, which Type=notify-reload asks for and Type=notify ignores.
+fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
+    }
 }
 
 /// Outside systemd there is nobody to tell.
