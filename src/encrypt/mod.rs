@@ -23,6 +23,7 @@ use crate::metrics;
 use crate::outcome::verdict::reason;
 use crate::schedule::origins::{Admit, Table};
 use crate::schedule::{Run, Source};
+use crate::store::key::DueKey;
 use crate::store::live::{Batch, List};
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{ReadError, Store, family, record};
@@ -86,12 +87,16 @@ impl Worker {
         let shared = self.shared.clone();
         let loaded = load(&shared.store, &run).unwrap_or_else(|ReadError| {
             // The store is being reopened: what the run held is still on disk, and the lane reads it again.
-            Loaded { deliveries: Vec::new(), back: true }
+            Loaded { deliveries: Vec::new(), back: true, met: Vec::new() }
         });
         let service = run.lane.service;
         shared.origins.unsent(service, run.origin.as_ref(), usize::from(run.most) - loaded.deliveries.len());
         if loaded.back {
             shared.settle_unread(&run);
+        }
+        if !loaded.met.is_empty() {
+            // The writer ends after the workers.
+            let _ended = shared.settles.send(Settle::Met(loaded.met));
         }
         let mut settled = Vec::new();
         let mut slice: Vec<Ready> = Vec::with_capacity(SLICE);
@@ -298,20 +303,24 @@ fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settl
 struct Loaded {
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     deliveries: Vec<Box<Delivery>>,
-    /// Something could not be read just now.
+    /// Something could not be read, or was paused, just now: the lane comes back to it.
     back: bool,
+    /// Rows of `due` at which there was nothing to claim.
+    met: Vec<DueKey>,
 }
 
 /// Claims and reads the deliveries of a run.
 fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
-    let mut deliveries = Vec::new();
+    let (mut deliveries, mut met) = (Vec::new(), Vec::new());
     match &run.source {
         Source::Row(key) => {
             let batch = match &run.batch {
                 Some(batch) => batch.clone(),
                 None => store.batch(key.batch(), key.count)?,
             };
-            let Some(row) = store.work_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
+            let Some(row) = store.work_row(&batch, key)? else {
+                return Ok(Loaded { deliveries, back: false, met });
+            };
             let claimed = batch.claim(run.from, run.most);
             deliveries = store.work_row_deliveries(key, &claimed, &row);
             release_missing(&batch, None, &claimed, &deliveries);
@@ -319,8 +328,12 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
         Source::Chunk(key, list) => {
             let id = key.batch(list.message.urgency);
             let batch = store.batch(id, key.count)?;
-            let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
-            let claimed = list.claim(&batch, run.from, run.most);
+            let Some(row) = store.chunk_row(&batch, key)? else {
+                return Ok(Loaded { deliveries, back: false, met });
+            };
+            let Some(claimed) = list.claim(&batch, run.from, run.most) else {
+                return Ok(Loaded { deliveries, back: true, met: Vec::new() });
+            };
             if record::read_chunk_row(&row, id, &list.message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
                 store.corrupt(family::LIST);
             }
@@ -329,13 +342,14 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
         Source::Due(keys) => {
             for key in keys {
                 match store.claim_due(key) {
-                    Ok(found) => deliveries.extend(found),
-                    Err(ReadError) => return Ok(Loaded { deliveries, back: true }),
+                    Ok(Some(delivery)) => deliveries.push(delivery),
+                    Ok(None) => met.push(*key),
+                    Err(ReadError) => return Ok(Loaded { deliveries, back: true, met }),
                 }
             }
         }
     }
-    Ok(Loaded { deliveries, back: false })
+    Ok(Loaded { deliveries, back: false, met })
 }
 
 /// What was claimed but would not decode is given back: it is counted and told, and never sent.
