@@ -5,7 +5,6 @@
 //! An outcome byte: three low bits are the state (0 waiting in its row, 1 to 6 an [`Ending`], 7 waiting by itself in `due`),
 //! five high bits count retries (31 means 31 or more).
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -121,9 +120,16 @@ impl Batch {
         free
     }
 
-    /// Whether a delivery has ended.
+    /// Whether the delivery has ended.
     pub fn has_ended(&self, index: u16) -> bool {
         lock(&self.outcomes).bytes.get(usize::from(index)).is_some_and(|byte| ending(*byte).is_some())
+    }
+
+    /// How a delivery has ended, and whether somebody is busy with it, as of now: on disk the ending may come later.
+    pub fn now(&self, index: u16) -> (Option<Ending>, bool) {
+        let outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        (outcomes.bytes.get(at).and_then(|byte| ending(*byte)), outcomes.busy.get(at).is_some_and(|busy| *busy))
     }
 
     /// Gives a claim back.
@@ -267,15 +273,15 @@ impl Batches {
             return None;
         }
         let share = FreshShare { used: self.fresh_used.clone(), bytes };
+        let mut map = lock(&self.map);
+        if map.contains_key(&id) {
+            // It was read and changed already, for example by a newer message of the same topic.
+            return None;
+        }
         let batch = Arc::new(Batch::new(id, vec![WAITING; usize::from(count)], Some(row), Some(share)));
         debug_assert!(batch.fresh.is_some());
-        match lock(&self.map).entry(id) {
-            Entry::Occupied(_) => None,
-            Entry::Vacant(place) => {
-                place.insert(batch.clone());
-                Some(batch)
-            }
-        }
+        map.insert(id, batch.clone());
+        Some(batch)
     }
 
     /// Forgets what nobody holds or is busy with. Called by the writer alone, which holds what the next checkpoint writes.
@@ -355,7 +361,7 @@ impl List {
         Lane { service, urgency: self.message.urgency }
     }
 
-    /// Claims of a chunk what waits: nothing if the list is over. None: it is paused, so this must be read again later.
+    /// Claims of a chunk what waits. None: the list was paused after the run had been handed out, so its lane must come back to it.
     pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Option<Vec<u16>> {
         let mut state = lock(&self.state);
         if state.over.is_some() {
@@ -421,12 +427,15 @@ pub enum Holder {
     App(Arc<str>),
 }
 
+/// Commit and place of the first message that a cancellation does not concern any more.
+pub type Upto = (u64, u16);
+
 /// What `pause` and `cancel` have said and `resume` has not taken back.
 #[derive(Clone, Debug, Default)]
 pub struct RuleSet {
     pub paused: HashSet<Holder>,
-    /// Cancelled are messages whose order lies below this.
-    pub cancelled: HashMap<Holder, u64>,
+    /// Cancelled are messages before this one.
+    pub cancelled: HashMap<Holder, Upto>,
 }
 
 impl RuleSet {
@@ -444,7 +453,7 @@ impl RuleSet {
             && holders(id, app, label)
                 .into_iter()
                 .flatten()
-                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.order() < *upto))
+                .any(|who| self.cancelled.get(&who).is_some_and(|upto| (id.commit(), id.place()) < *upto))
     }
 
     /// Whether the message is held back.

@@ -262,7 +262,7 @@ impl Sweep {
             for lane in self.lanes() {
                 self.sweep_lane(lane, &rule)?;
             }
-            self.send(Settle::Swept(rule.holder));
+            self.send(Settle::Swept(rule.holder, rule.upto));
         }
         Ok(())
     }
@@ -270,7 +270,7 @@ impl Sweep {
     fn sweep_lane(&self, lane: Lane, rule: &StoredRule) -> Result<(), ReadError> {
         let concerns = |delivery: &Delivery| {
             let message = &delivery.message;
-            message.id.order() < rule.upto
+            (message.id.commit(), message.id.place()) < rule.upto
                 && match &rule.holder {
                     Holder::Message(id) => message.id == *id,
                     Holder::Label(app, label) => message.app == *app && message.label.as_ref() == Some(label),
@@ -291,27 +291,22 @@ impl Sweep {
                 let Some((last, _)) = rows.last() else { break };
                 start = last.clone();
                 start.push(0);
-                let mut settled = Vec::new();
-                let looked = rows.iter().try_for_each(|(row, value)| {
+                // Nothing is claimed: what the cancellation does not concern is not touched, and what it does concern is not
+                // shown as in flight in between.
+                let mut found = Vec::new();
+                for (row, value) in rows {
                     if family == family::WORK {
-                        let Ok(key) = WorkKey::decode(row) else { return Ok(()) };
-                        for delivery in self.waiting(&key, value)? {
-                            if concerns(&delivery) && self.store.batch(key.batch(), key.count)?.claim_one(delivery.id.index) {
-                                settled.push(cancelled(delivery));
-                            }
-                        }
-                    } else if let Ok(due) = DueKey::decode(row)
+                        let Ok(key) = WorkKey::decode(&row) else { continue };
+                        found.extend(self.waiting(&key, &value)?.into_iter().filter(|delivery| concerns(delivery)));
+                    } else if let Ok(due) = DueKey::decode(&row)
                         && let BatchId::Commit { .. } = due.delivery.batch
-                        && let DueClaim::Claimed(delivery) = self.store.claim_due(&due)?
+                        && let Ok(Some(delivery)) = record::read_due_row(value, due.delivery, due.time, || None)
+                        && concerns(&delivery)
                     {
-                        let ends = concerns(&delivery);
-                        settled.push(if ends { cancelled(delivery) } else { Settled { delivery, what: Settlement::Back } });
+                        found.push(delivery);
                     }
-                    Ok(())
-                });
-                // What is claimed is settled, also if the store was closed in the middle.
-                self.send(Settle::Slice(settled));
-                looked?;
+                }
+                self.send(Settle::Cancelled(found));
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(ReadError);
                 }
@@ -555,8 +550,4 @@ fn due_hint(row: &[u8], value: &[u8], until: UnixMillis) -> Result<Hint, record:
 fn expired(delivery: Box<Delivery>) -> Settled {
     let reason = if delivery.message.ttl_zero { "ttl_zero_patience" } else { "deadline" };
     Settled { delivery, what: Settlement::Ended { ending: Ending::Expired, reason, status: None, key: None } }
-}
-
-fn cancelled(delivery: Box<Delivery>) -> Settled {
-    Settled { delivery, what: Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None } }
 }

@@ -25,7 +25,7 @@ use crate::message::{
 use crate::metrics;
 use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes, subscription_id};
 use crate::store::key::{self, ChunkKey, DueKey, Waiting, WorkKey};
-use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED};
+use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED, Upto};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
 use crate::store::{LastCommit, ReadError, Rows, Store, WriteError, family, list_state, number};
@@ -83,8 +83,10 @@ pub enum Settle {
         ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
         put: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
     },
-    /// From `sweep`: all singles that the cancellation concerns have been looked at.
-    Swept(Holder),
+    /// From `sweep`: deliveries of a cancelled label or app, read but not claimed. Those in flight are let finish.
+    Cancelled(Vec<Box<Delivery>>),
+    /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
+    Swept(Holder, Upto),
     /// Ends the writer after a last checkpoint.
     Stop,
 }
@@ -176,6 +178,8 @@ pub struct Writer {
     checkpoint: Checkpoint,
     stats: Stats,
     releasing: VecDeque<Holder>,
+    /// What is to end as soon as nobody is busy with it.
+    pursued: HashMap<DeliveryId, Pursuit>,
     last_checkpoint: Instant,
     last_first_rows: Instant,
     /// Pending deliveries as of the last checkpoint, plus commits since.
@@ -234,6 +238,8 @@ struct Group {
     heads: Vec<Head>,
     places: usize,
     added: u64,
+    /// A label or an app was cancelled: the sweep is told when that is on disk.
+    cancels: bool,
     idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
     topics: HashMap<[u8; 16], (DeliveryId, MessageId)>,
     superseded: Vec<(DeliveryId, MessageId)>,
@@ -283,6 +289,7 @@ impl Writer {
             checkpoint: Checkpoint::default(),
             stats: Stats::default(),
             releasing,
+            pursued: HashMap::new(),
             last_checkpoint: Instant::now(),
             last_first_rows: Instant::now(),
             pending_synced: pending,
@@ -312,6 +319,7 @@ impl Writer {
 
     /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
     pub fn run(mut self, progress: impl Fn()) -> Result<(), WriteError> {
+        self.end_rest();
         loop {
             progress();
             self.wait();
@@ -333,6 +341,26 @@ impl Writer {
             self.watch_lateness();
             if self.stopping && !self.checkpoint.dirty() && self.commits.is_empty() {
                 return Ok(());
+            }
+        }
+    }
+
+    /// What of a cancelled or expired list was in flight when the process ended is not sent again: it ends as the rest did.
+    fn end_rest(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            match over {
+                Some(ending) => {
+                    self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" })
+                }
+                None if done => {
+                    self.checkpoint.touch();
+                    self.checkpoint.lists.insert(key, list);
+                }
+                None => {}
             }
         }
     }
@@ -426,10 +454,16 @@ impl Writer {
                 self.checkpoint.ranges.extend(ranges);
                 self.checkpoint.rows.extend(put.into_iter().map(|(family, key, value)| (family, key, Some(value))));
             }
-            Settle::Swept(holder) => {
-                self.checkpoint.touch();
-                let upto = self.store.rules.load().cancelled.get(&holder).copied();
-                if let Some(upto) = upto {
+            Settle::Cancelled(deliveries) => {
+                let now = clock::now();
+                for delivery in deliveries {
+                    self.cancel_waiting(delivery, now);
+                }
+            }
+            Settle::Swept(holder, upto) => {
+                // A newer cancellation of the same holder is still to be swept.
+                if self.store.rules.load().cancelled.get(&holder) == Some(&upto) {
+                    self.checkpoint.touch();
                     let row = (family::META, rule_key("cancel", &holder), Some(rule_row(&holder, upto, clock::now(), true)));
                     self.checkpoint.rows.push(row);
                 }
@@ -454,6 +488,7 @@ impl Writer {
         };
         match what {
             Settlement::Ended { ending, reason, status, key } => {
+                self.pursued.remove(&delivery.id);
                 if !batch.end(delivery.id.index, ending) {
                     return;
                 }
@@ -533,6 +568,16 @@ impl Writer {
         }
     }
 
+    /// Ends what a cancelled label or app has waiting.
+    fn cancel_waiting(&mut self, delivery: Box<Delivery>, now: UnixMillis) {
+        let Ok(Some(batch)) = self.store.find_batch(delivery.id.batch) else { return };
+        // A worker that claims it from here on finds the rule and does not send it.
+        if batch.busy_in(delivery.id.index, 1) == 0 {
+            let what = Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None };
+            self.settle_one(Settled { delivery, what }, now);
+        }
+    }
+
     /// A delivery that is not at its end may find that its message is: cancelled, or a list that is over.
     fn overruled(&self, delivery: &Delivery, list: Option<&(ListKey, Arc<List>)>) -> Option<Settlement> {
         let over = match list {
@@ -541,6 +586,9 @@ impl Writer {
         };
         let message = &delivery.message;
         let cancelled = || self.store.rules.load().cancels(message.id, &message.app, message.label.as_ref());
+        if let Some(Pursuit { ending, reason, .. }) = self.pursued.get(&delivery.id) {
+            return Some(Settlement::Ended { ending: *ending, reason, status: None, key: None });
+        }
         let ending = over.or_else(|| cancelled().then_some(Ending::Cancelled))?;
         let reason = if ending == Ending::Expired { "deadline" } else { "cancelled" };
         Some(Settlement::Ended { ending, reason, status: None, key: None })
@@ -827,7 +875,11 @@ impl Writer {
             ));
         }
         let Done::Taken { message_id, state, expires, recipients, .. } = done else { return Ok(None) };
-        let position = self.store.lists.get(ListKey::of(message_id)).and_then(|list| list_state(&list).position.clone());
+        let key = ListKey::of(message_id);
+        let position = match self.store.lists.get(key) {
+            Some(list) => list_state(&list).position.clone(),
+            None => self.store.stored_list(key)?.and_then(|list| list_state(&list).position.clone()),
+        };
         Ok(Some(Done::Taken { message_id, state, expires, recipients, duplicate: true, position }))
     }
 
@@ -947,62 +999,79 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends what newer messages of the same topic have replaced: once the newer ones are on disk, and before they are told to the
-    /// scheduler. It is written with the next checkpoint, as every outcome is.
+    /// Ends what newer messages of the same topic have replaced, in the batch that brings the newer ones. What is in flight, or
+    /// came in this very batch, is pursued.
     fn supersede(&mut self, group: &mut Group) {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
-            let Ok(Some(batch)) = self.store.find_batch(delivery.batch) else { continue };
-            let list = ListKey::of_batch(&delivery.batch).map(|key| (key, self.store.lists.get(key)));
-            let freed = match &list {
-                None => batch.end_if_free(delivery.index, Ending::Skipped),
-                Some((_, None)) => false,
-                Some((key, Some(list))) => {
-                    let mut state = list_state(list);
-                    let freed = state.over.is_none() && batch.end_if_free(delivery.index, Ending::Skipped);
-                    if freed {
-                        state.counts.ended[Ending::Skipped as usize - 1] += 1;
-                        drop(state);
-                        self.checkpoint.lists.insert(*key, list.clone());
-                    }
-                    freed
-                }
-            };
-            if !freed {
-                continue;
+            let pursuit = Pursuit { id, ending: Ending::Skipped, reason: "superseded" };
+            if self.catch(delivery, &pursuit, group.now) != Caught::Done {
+                self.pursued.insert(delivery, pursuit);
             }
-            self.checkpoint.change(&batch);
-            let head = match list {
-                Some(_) => None,
-                None => self.store.head(id).ok().flatten(),
-            };
-            let list = list.and_then(|(_, list)| list);
-            let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
-            self.ended_by_command(
-                delivery,
-                id,
-                Ending::Skipped,
-                "superseded",
-                head.as_ref(),
-                list.as_ref(),
-                waiting.as_deref(),
-                group.now,
-            );
         }
     }
 
+    /// Looks again at what could not be ended at once. Called when a batch is on disk, before the scheduler hears of it.
+    fn pursue(&mut self, now: UnixMillis) {
+        for (delivery, pursuit) in std::mem::take(&mut self.pursued) {
+            if self.catch(delivery, &pursuit, now) == Caught::Busy {
+                self.pursued.insert(delivery, pursuit);
+            }
+        }
+    }
+
+    /// Ends a delivery that nobody is busy with.
+    fn catch(&mut self, delivery: DeliveryId, pursuit: &Pursuit, now: UnixMillis) -> Caught {
+        let batch = match self.store.find_batch(delivery.batch) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return Caught::Nowhere,
+            Err(ReadError) => return Caught::Busy,
+        };
+        if batch.has_ended(delivery.index) {
+            return Caught::Done;
+        }
+        let list = match ListKey::of_batch(&delivery.batch) {
+            None => None,
+            Some(key) => match self.store.lists.get(key) {
+                Some(list) if list_state(&list).over.is_none() => Some((key, list)),
+                _ => return Caught::Done,
+            },
+        };
+        let freed = match &list {
+            None => batch.end_if_free(delivery.index, pursuit.ending),
+            Some((key, list)) => {
+                let mut state = list_state(list);
+                let freed = batch.end_if_free(delivery.index, pursuit.ending);
+                if freed {
+                    state.counts.ended[pursuit.ending as usize - 1] += 1;
+                    drop(state);
+                    self.checkpoint.lists.insert(*key, list.clone());
+                }
+                freed
+            }
+        };
+        if !freed {
+            return Caught::Busy;
+        }
+        self.checkpoint.change(&batch);
+        self.checkpoint.forced = true;
+        let list = list.map(|(_, list)| list);
+        let head = if list.is_some() { None } else { self.store.head(pursuit.id).ok().flatten() };
+        let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
+        self.ended_by_command(delivery, pursuit, head.as_ref(), list.as_ref(), waiting.as_deref(), now);
+        Caught::Done
+    }
+
     /// Counters and event of a delivery that was ended without having been loaded.
-    #[allow(clippy::too_many_arguments, reason = "one call for what `cancel` and a newer topic end")]
     fn ended_by_command(
         &mut self,
         delivery: DeliveryId,
-        id: MessageId,
-        ending: Ending,
-        reason: &'static str,
+        pursuit: &Pursuit,
         head: Option<&Head>,
         list: Option<&Arc<List>>,
         loaded: Option<&Delivery>,
         now: UnixMillis,
     ) {
+        let Pursuit { id, ending, reason } = *pursuit;
         let entry = head.and_then(|head| head.recipients.iter().find(|recipient| recipient.id == delivery));
         let (app, label, message_ref) = match (head, list) {
             (Some(head), _) => (head.app.clone(), head.label.clone(), head.reference.clone()),
@@ -1177,6 +1246,8 @@ impl Writer {
                 Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
                 Found::Single(head) => self.cancel_single(&head, group)?,
             }
+            // What was held for it is let go, and found to have ended.
+            self.set_rule_paused(&Holder::Message(id), group, false)?;
             return Ok(Done::Done);
         }
         for holder in self.holders(&target, apps) {
@@ -1184,39 +1255,46 @@ impl Writer {
                 self.end_list(key, &list, Ending::Cancelled, "cancelled");
             }
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.order(), group.now, false);
+            let upto = group.next_message();
+            let row = rule_row(&holder, upto, group.now, false);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.order());
+            rules.cancelled.insert(holder, upto);
             self.store.rules.store(Arc::new(rules));
         }
+        // The sweep begins when the rule, and all that waits by itself by now, is on disk.
         self.checkpoint.touch();
-        let _full_means_it_looks_anyway = self.cancelled.try_send(());
+        self.checkpoint.forced = true;
+        group.cancels = true;
         Ok(Done::Done)
     }
 
     fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
         let mut busy = false;
         for recipient in &head.recipients {
+            let pursuit = Pursuit { id: head.id, ending: Ending::Cancelled, reason: "cancelled" };
             let Some(batch) = self.store.find_batch(recipient.id.batch)? else { continue };
             if batch.end_if_free(recipient.id.index, Ending::Cancelled) {
                 self.checkpoint.change(&batch);
-                self.ended_by_command(recipient.id, head.id, Ending::Cancelled, "cancelled", Some(head), None, None, group.now);
-            } else {
-                busy |= batch.busy_in(recipient.id.index, 1) > 0;
+                self.ended_by_command(recipient.id, &pursuit, Some(head), None, None, group.now);
+            } else if !batch.has_ended(recipient.id.index) {
+                busy = true;
+                self.pursued.insert(recipient.id, pursuit);
             }
         }
+        self.checkpoint.touch();
         self.checkpoint.forced = true;
         if busy {
             // What is in flight is let finish; if it would be tried again, it ends instead.
             let holder = Holder::Message(head.id);
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.order(), group.now, true);
+            let upto = group.next_message();
+            let row = rule_row(&holder, upto, group.now, true);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.order());
+            rules.cancelled.insert(holder, upto);
             self.store.rules.store(Arc::new(rules));
         }
         Ok(())
@@ -1227,8 +1305,8 @@ impl Writer {
             match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => {
+                    // The rule holds back what of it waits by itself.
                     self.set_list_paused(key, &list, true, None, group)?;
-                    // What of it waits by itself is held by the rule.
                     self.set_rule_paused(&Holder::Message(id), group, true)?;
                 }
                 Found::Single(_) => self.set_rule_paused(&Holder::Message(id), group, true)?,
@@ -1256,7 +1334,7 @@ impl Writer {
             self.set_rule_paused(&holder, group, false)?;
             for (key, list) in self.lists_of(&holder) {
                 if rate.is_some() {
-                    // Read before the call, which locks the state itself.
+                    // Bound first: a guard inside the call would still be held in it.
                     let paused = list_state(&list).paused;
                     self.set_list_paused(key, &list, paused, rate, group)?;
                 }
@@ -1293,7 +1371,7 @@ impl Writer {
         }
         let reader = self.store.reader()?;
         if paused {
-            let row = rule_row(holder, group.order(), group.now, false);
+            let row = rule_row(holder, group.next_message(), group.now, false);
             group.rows.put(&reader, family::META, rule_key("pause", holder), row);
             group.rows.delete(&reader, family::META, rule_key("release", holder));
         } else {
@@ -1390,9 +1468,14 @@ impl Writer {
                     self.pending_synced += group.added;
                 }
                 self.stats.dirty_taken.clear();
+                let cancels = group.cancels;
                 self.supersede(&mut group);
+                self.pursue(group.now);
                 self.publish(group, built);
                 answer(writes);
+                if cancels {
+                    let _full_means_it_looks_anyway = self.cancelled.try_send(());
+                }
                 Ok(())
             }
             Err(error @ (WriteError::Full(_) | WriteError::Closed)) => {
@@ -1679,6 +1762,25 @@ impl Writer {
     }
 }
 
+/// A delivery that a command, or a newer message, has ended.
+#[derive(Clone, Copy)]
+struct Pursuit {
+    id: MessageId,
+    ending: Ending,
+    reason: &'static str,
+}
+
+/// What came of ending it.
+#[derive(PartialEq)]
+enum Caught {
+    /// It has ended, now or before.
+    Done,
+    /// Somebody is busy with it.
+    Busy,
+    /// There is no such row: it came in the batch that is being made, or is long gone.
+    Nowhere,
+}
+
 /// What a message id names.
 enum Found {
     List(ListKey, Arc<List>),
@@ -1706,6 +1808,7 @@ impl Group {
             heads: Vec::new(),
             places: 0,
             added: 0,
+            cancels: false,
             idempotency: HashMap::new(),
             topics: HashMap::new(),
             superseded: Vec::new(),
@@ -1718,9 +1821,9 @@ impl Group {
         }
     }
 
-    /// The [`MessageId::order`] of the next message.
-    fn order(&self) -> u64 {
-        self.commit << 16 | self.places as u64
+    /// Where the next message of this group will be: a rule concerns those before it.
+    fn next_message(&self) -> Upto {
+        (self.commit, u16::try_from(self.places).expect("a group is closed long before its places are used up"))
     }
 
     /// Eight bits that make ids unguessable from their neighbours' a little.
@@ -2009,17 +2112,17 @@ fn holder_from(row: Bytes) -> Option<Holder> {
     Take::versioned(row).and_then(|mut take| take_holder(&mut take)).ok()
 }
 
-/// A rule's row: whom it concerns, up to which message in the order of acceptance, since when, and whether the sweep has seen all that it ends.
-fn rule_row(holder: &Holder, upto: u64, now: UnixMillis, swept: bool) -> Vec<u8> {
+/// A rule's row: whom it concerns, up to which message, since when, and whether the sweep has seen all that it ends.
+fn rule_row(holder: &Holder, upto: Upto, now: UnixMillis, swept: bool) -> Vec<u8> {
     let mut put = Put(holder_row(holder));
-    put.u64(upto).u64(now.0).u8(u8::from(swept));
+    put.u64(upto.0).u16(upto.1).u64(now.0).u8(u8::from(swept));
     put.0
 }
 
 /// A rule as it is on disk.
 pub struct StoredRule {
     pub holder: Holder,
-    pub upto: u64,
+    pub upto: Upto,
     pub since: UnixMillis,
     pub swept: bool,
 }
@@ -2028,7 +2131,7 @@ pub struct StoredRule {
 pub fn read_rule(row: Bytes) -> Result<StoredRule, record::Corrupt> {
     let mut take = Take::versioned(row)?;
     let holder = take_holder(&mut take)?;
-    Ok(StoredRule { holder, upto: take.u64()?, since: UnixMillis(take.u64()?), swept: take.u8()? != 0 })
+    Ok(StoredRule { holder, upto: (take.u64()?, take.u16()?), since: UnixMillis(take.u64()?), swept: take.u8()? != 0 })
 }
 
 fn holder_prefix(holder: &Holder) -> Vec<u8> {
