@@ -705,6 +705,11 @@ impl Levels {
         ] {
             metrics::level("fanfare_gate", "gate", name.to_owned(), f64::from(u8::from(gate.load(Ordering::Relaxed))));
         }
+        let age = match gates.unsynced_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => clock::now().since(UnixMillis(since)),
+        };
+        metrics::plain_level("fanfare_checkpoint_age_seconds", age as f64 / 1_000.0);
         let (mut connections, mut streams): (BTreeMap<Arc<str>, usize>, BTreeMap<Arc<str>, usize>) = Default::default();
         let mut open: BTreeMap<Arc<str>, bool> = BTreeMap::new();
         let by_origin: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();

@@ -57,7 +57,7 @@ fn describe() {
     describe_gauge!("fanfare_pending", "Deliveries that have not ended.");
     describe_gauge!("fanfare_queue_depth", "By state: waiting (on disk) and in_flight.");
     describe_gauge!("fanfare_oldest_due_age_seconds", "How long the oldest delivery of an open lane waits: page on this.");
-    describe_gauge!("fanfare_checkpoint_age_seconds", "Since the oldest outcome that is not on disk; above 1 sending stops.");
+    describe_gauge!("fanfare_checkpoint_age_seconds", "How long the oldest outcome that is not on disk waits; sending stops at twice store.checkpoint_interval.");
     describe_gauge!("fanfare_connections", "Open connections to push services, by service.");
     describe_gauge!("fanfare_streams", "Requests without an answer, by service.");
     describe_gauge!("fanfare_lane_open", "1: the push service is sent to; 0: it is closed, what waits for it is kept.");

@@ -126,6 +126,8 @@ pub struct Gates {
     pub draining: AtomicBool,
     /// The checkpoint is late: outcomes that are not on disk are more, or older, than promise 2 allows.
     pub checkpoint_late: AtomicBool,
+    /// Since when there are outcomes that are not on disk, in milliseconds since 1970; 0: there are none.
+    pub unsynced_since: AtomicU64,
 }
 
 impl Gates {

@@ -347,6 +347,10 @@ impl Writer {
         let late = self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES
             || self.checkpoint.since.is_some_and(|since| since.elapsed() > self.settings.checkpoint_interval * 2);
         self.store.gates.checkpoint_late.store(late, Ordering::Relaxed);
+        // A writer that hangs in a sync does not come back here: the age is reckoned by who reads it.
+        let age = self.checkpoint.since.map(|since| since.elapsed().as_millis() as u64);
+        let since = age.map_or(0, |age| clock::now().0.saturating_sub(age));
+        self.store.gates.unsynced_since.store(since, Ordering::Relaxed);
     }
 
     // ---- settling ----
@@ -1500,6 +1504,7 @@ impl Writer {
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
         self.store.gates.checkpoint_late.store(false, Ordering::Relaxed);
+        self.store.gates.unsynced_since.store(0, Ordering::Relaxed);
     }
 
     /// Tells the scheduler what is new.
