@@ -33,7 +33,7 @@ test: ## everything that CI checks
 	cargo deny --log-level error check bans licenses sources
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
-	cargo bench --workspace --no-run
+	cargo bench --workspace --bench '*' --no-run
 	cargo test --release --workspace --doc
 	@if [ -x fuzz/run ]; then echo "fuzz/run 20"; fuzz/run 20; fi
 	cargo build --release --workspace --bins
@@ -41,7 +41,7 @@ test: ## everything that CI checks
 
 bench: ## measure the parts: sealing, committing, scheduling
 	@.ci/packages
-	cargo bench --workspace
+	cargo bench --workspace --bench '*'
 
 install: ## install into $(PREFIX): programs, units, documentation (after `make build`, as root)
 	@test -x $(RELEASE)/fanfare || { echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; exit 1; }

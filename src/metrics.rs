@@ -57,7 +57,10 @@ fn describe() {
     describe_gauge!("fanfare_pending", "Deliveries that have not ended.");
     describe_gauge!("fanfare_queue_depth", "By state: waiting (on disk) and in_flight.");
     describe_gauge!("fanfare_oldest_due_age_seconds", "How long the oldest delivery of an open lane waits: page on this.");
-    describe_gauge!("fanfare_checkpoint_age_seconds", "Since the oldest outcome that is not on disk; above 1 sending stops.");
+    describe_gauge!(
+        "fanfare_checkpoint_age_seconds",
+        "How long the oldest outcome that is not on disk waits; sending stops at twice store.checkpoint_interval."
+    );
     describe_gauge!("fanfare_connections", "Open connections to push services, by service.");
     describe_gauge!("fanfare_streams", "Requests without an answer, by service.");
     describe_gauge!("fanfare_lane_open", "1: the push service is sent to; 0: it is closed, what waits for it is kept.");
@@ -81,7 +84,7 @@ pub fn lines(n: u64) {
 /// Writes were taken and are on disk, after `waited`.
 pub fn acked(n: u64, waited: Duration) {
     counter!("fanfare_accepted_total").increment(n);
-    histogram!("fanfare_ack_seconds").record(waited.as_secs_f64());
+    histogram!("fanfare_ack_seconds").record_many(waited.as_secs_f64(), usize::try_from(n).unwrap_or(usize::MAX));
 }
 
 /// A line was not taken.

@@ -79,3 +79,23 @@ fn what_the_readme_points_at_is_there() {
         assert!(root.join(path).exists(), "the README names {path}, which is not there");
     }
 }
+
+/// The names of metrics in a text.
+fn metrics(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    words.filter(|word| word.starts_with("fanfare_") && *word != "fanfare_").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_metric_is_named() {
+    let source = file("src/metrics.rs");
+    let (_, describe) = source.split_once("fn describe()").expect("they are described in one place");
+    let described = metrics(describe);
+    assert!(described.len() > 20, "{described:?}");
+    let readme = file("README.md");
+    let (_, section) = readme.split_once("\n### Metrics\n").expect("the README has the section");
+    let named = metrics(section.split("\n## ").next().expect("the first part"));
+    let unnamed: Vec<_> = described.difference(&named).collect();
+    let unknown: Vec<_> = named.difference(&described).collect();
+    assert!(unnamed.is_empty() && unknown.is_empty(), "the README lacks {unnamed:?} and has {unknown:?}, which there are not");
+}

@@ -30,7 +30,7 @@ pub enum Command {
     Ping,
     /// Show the key that pages need for `applicationServerKey`
     VapidPublicKey(VapidPublicKey),
-    /// Stop sending while still taking messages, or send again (operator's socket only)
+    /// Take no new messages while those at hand are sent, or take them again (operator's socket only)
     Drain(Drain),
 }
 
@@ -312,7 +312,7 @@ impl VapidPublicKey {
 /// `fanfare drain`.
 #[derive(Debug, Args)]
 pub struct Drain {
-    /// `on` stops sending, `off` sends again
+    /// `on` takes no new messages, `off` takes them again
     pub switch: Switch,
 }
 

@@ -39,7 +39,7 @@ pub fn run(flags: &Demo) -> io::Result<()> {
         daemon.pid()
     );
     println!("{} messages go in at once, each safe on disk before it is acknowledged;", grouped(messages));
-    println!("then {} more at {CALM_RATE:.0} a second, to see how long one takes ...\n", grouped(CALM_MESSAGES));
+    println!("then {} more at {} a second, to see how long one takes ...\n", grouped(CALM_MESSAGES), grouped(CALM_RATE as u64));
     let lines = Arc::new(Singles::new(&subscriptions, 250));
 
     // Told no more once half have come: the last retry then ends before the last message, and the rate is that of the whole.
@@ -89,7 +89,7 @@ pub fn run(flags: &Demo) -> io::Result<()> {
     let rate = messages as f64 / elapsed.as_secs_f64();
     report.add("messages_per_second", "delivered a second", rate, grouped(rate as u64));
     report.cpu("cpu", "daemon CPU", cpu, messages);
-    let label = format!("at {CALM_RATE:.0} a second: acknowledgement");
+    let label = format!("at {} a second: acknowledgement", grouped(CALM_RATE as u64));
     report.latency("ack", &label, quantiles(&calmly.ack));
     let latency = [measured.latency_p50, measured.latency_p99, measured.latency_max];
     report.latency("delivery", "socket to push service", latency);
@@ -99,7 +99,7 @@ pub fn run(flags: &Demo) -> io::Result<()> {
         Ok(code) => report.problem(format!("the daemon ended with {code}")),
         Err(problem) => report.problem(problem.to_string()),
     }
-    println!("{}\n", report.table());
+    println!("{}\n", report.table().trim_fmt());
     report.verdict()?;
     let (own, fanfare) = (beside("fanfare-load")?.display().to_string(), binary.display().to_string());
     println!("Everything adds up. Next:");

@@ -118,7 +118,7 @@ impl Report {
         if json {
             println!("{}", Value::Object(std::mem::take(&mut self.json)));
         } else {
-            println!("{}", self.table());
+            println!("{}", self.table().trim_fmt());
         }
         self.verdict()
     }
