@@ -284,7 +284,7 @@ impl Schedule {
         if let Some(pace) = &mut run.pace {
             pace.known(now, state.counts.recipients);
         }
-        for (service, chunks) in &state.chunks {
+        for (service, chunks) in &state.written {
             let cursor = run.cursors.entry(*service).or_default();
             if (!cursor.ready.is_empty() || cursor.next < *chunks)
                 && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
@@ -464,7 +464,7 @@ impl Schedule {
         let message = &run.list.message;
         let (over, paused, chunks) = {
             let state = list_state(&run.list);
-            (state.over.is_some(), state.paused, state.chunks.get(&lane.service).copied().unwrap_or(0))
+            (state.over.is_some(), state.paused, state.written.get(&lane.service).copied().unwrap_or(0))
         };
         if over || paused || self.store.rules.load().pauses(message.id, &message.app, message.label.as_ref()) {
             return Turn::Leaves;

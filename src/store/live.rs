@@ -328,6 +328,8 @@ pub struct List {
 pub struct ListState {
     /// Chunks so far, by service.
     pub chunks: BTreeMap<Service, u32>,
+    /// Those of them that are on disk: what the scheduler may look for.
+    pub written: BTreeMap<Service, u32>,
     /// No recipients will be added.
     pub closed: bool,
     pub paused: bool,

@@ -1612,6 +1612,12 @@ impl Writer {
         if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() {
             return;
         }
+        for key in &group.lists {
+            if let Some(list) = self.store.lists.get(*key) {
+                let mut state = list_state(&list);
+                state.written = state.chunks.clone();
+            }
+        }
         self.news.tell(|latest| {
             for (key, row) in built.work {
                 let previous = latest.newest.insert(key.lane, key);
@@ -1986,6 +1992,7 @@ pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) ->
         for _ in 0..take.u16()? {
             read.chunks.insert(Service(take.u16()?), take.u32()?);
         }
+        read.written = read.chunks.clone();
     }
     if let Some(row) = counts {
         let mut take = Take::versioned(row)?;

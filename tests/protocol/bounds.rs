@@ -81,7 +81,7 @@ fn one_connection_too_many_is_told_so() {
     let (_mock, daemon) = start(|config| config.set("ingest.connections", 3));
     // The connection that waited for the start may still be counted.
     let mut clients = Vec::new();
-    let mut connect = || {
+    let connect = || {
         wait_for("a connection", || {
             let mut client = daemon.client();
             client.try_request(&json!({"op": "ping"})).is_ok_and(|reply| reply["ok"] == true).then_some(client)

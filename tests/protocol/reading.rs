@@ -106,11 +106,8 @@ fn stats_are_the_sum_of_the_statuses() {
     ] {
         ids.push(id_of(&client.ok(&send(recipients, more))));
     }
-    client.ok(&json!({"op": "send", "to": {"subscriptions": [browsers[7].json(), {"endpoint": "x"}]}, "label": "a"}))["message_id"].clone_into(&mut ids[0].clone());
-    let rejected = id_of(&client.ok(&json!({"op": "send", "to": {"subscriptions": [browsers[7].json(), {"endpoint": "x"}]}, "label": "c"})));
-    let with_rejected = id_of(&client.ok(&json!({"op": "list_messages", "limit": 1}))["messages"][0].clone());
-    assert!(ids.contains(&with_rejected));
-    ids.push(rejected);
+    let with_rejected = json!({"op": "send", "to": {"subscriptions": [browsers[7].json(), {"endpoint": "x"}]}, "label": "c"});
+    ids.push(id_of(&client.ok(&with_rejected)));
     client.ok(&json!({"op": "cancel", "label": "b"}));
     for id in &ids {
         wait_ended(&mut client, id);
@@ -127,10 +124,6 @@ fn stats_are_the_sum_of_the_statuses() {
             let told = status(&mut client, id);
             NAMES.iter().zip(&mut wanted).for_each(|(name, sum)| *sum += told[*name].as_u64().unwrap());
         }
-        // The one message with a rejected subscription whose id was not kept.
-        wanted[0] += 1;
-        wanted[1] += 1;
-        wanted[2] += 1;
         for by in [json!(null), json!("day"), json!(["label"]), json!(["app"]), json!(["service"]), json!(["key"]), json!(["day", "label", "app", "service", "key"])] {
             let told = wait_for("stats", || {
                 let reply = client.ok(&json!({"op": "stats", "by": by}));

@@ -180,7 +180,7 @@ fn cancel_ends_at_once_what_is_not_in_flight() {
     ended.push((retry.clone(), 1));
     // In flight: let finish, and counted as what it was.
     let flying = id_of(&client.ok(&send(&late, json!({"payload": "flying"}))));
-    assert!(mock.wait(PATIENCE, |_| !mock.received_by(&late[0]).is_empty()));
+    wait_for("the post", || (!mock.received_by(&late[0]).is_empty()).then_some(()));
     client.ok(&json!({"op": "cancel", "message_id": flying}));
     let told = status(&mut client, &flying);
     assert_eq!((&told["state"], &told["pending"], &told["in_flight"]), (&json!("sending"), &json!(1), &json!(1)));

@@ -60,7 +60,8 @@ fn positions_are_kept_and_checked() {
     assert_eq!((&error["code"], &error["field"]), (&json!("conflict"), &json!("message_id")));
     assert_eq!(client.ok(&close)["duplicate"], true);
     assert_eq!(client.ok(&request)["position"], 40, "also when it has ended");
-    assert_eq!(mock.counters().accepted, 4);
+    // The kills may have made some go out twice (promise 2).
+    assert_eq!(mock.counters().distinct, 4);
 }
 
 /// 10,000 in many adds; the counters add up at any moment.
