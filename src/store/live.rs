@@ -161,7 +161,9 @@ impl Batch {
     pub fn end_if_free(&self, index: u16, ending: Ending) -> bool {
         let mut outcomes = lock(&self.outcomes);
         let at = usize::from(index);
-        if at >= outcomes.bytes.len() || outcomes.busy[at] || !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+        // A damaged row may be shorter than it was.
+        let waits = outcomes.bytes.get(at).is_some_and(|byte| matches!(byte & STATE, WAITING | MOVED));
+        if !waits || outcomes.busy[at] {
             return false;
         }
         outcomes.bytes[at] = outcomes.bytes[at] & !STATE | ending as u8;
@@ -262,7 +264,8 @@ impl Batches {
         }
     }
 
-    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room.
+    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room. None as well if it was loaded already: its
+    /// row is on disk before it is told, so somebody may have claimed in it.
     pub fn insert_fresh(&self, id: BatchId, count: u16, row: Bytes) -> Option<Arc<Batch>> {
         let bytes = row.len();
         if self.fresh_used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.fresh_limit {
@@ -326,9 +329,9 @@ pub struct List {
 /// What of a list changes. Written by the writer; `in_flight` also by the workers that claim.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListState {
-    /// Chunks so far, by service.
+    /// Chunks so far, by service: numbered when they are taken.
     pub chunks: BTreeMap<Service, u32>,
-    /// Those of them that are on disk: what the scheduler may look for.
+    /// Those of them that are on disk: what may be read.
     pub written: BTreeMap<Service, u32>,
     /// No recipients will be added.
     pub closed: bool,
@@ -525,6 +528,8 @@ mod tests {
         assert!(held.is_some());
         assert!(batches.insert_fresh(id(2), 1, Bytes::from_static(b"123456")).is_none());
         batches.evict();
+        assert_eq!(batches.usage(), (6, 1));
+        assert!(batches.insert_fresh(id(1), 1, Bytes::from_static(b"1")).is_none(), "it is in memory already");
         assert_eq!(batches.usage(), (6, 1));
         drop(held);
         batches.evict();

@@ -28,7 +28,7 @@ use crate::store::key::{self, ChunkKey, DueKey, Waiting, WorkKey};
 use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED, Upto};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
-use crate::store::{ReadError, Rows, Store, WriteError, family, list_state, number};
+use crate::store::{LastCommit, ReadError, Rows, Store, WriteError, family, list_state, number};
 
 /// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
 const WAITING_PIECE: u16 = 0x8000;
@@ -36,6 +36,8 @@ const WAITING_PIECE: u16 = 0x8000;
 const COMMIT_RECIPIENTS: usize = 16_384;
 /// Rows that `resume` moves between two looks at the channels.
 const RELEASE_SLICE: usize = 2_048;
+/// A row of `due` may be made this long after the time in its key, in milliseconds: what was settled waits in channels.
+const DUE_MARGIN_MILLIS: u64 = 60_000;
 /// How often the first live row of each lane is looked up and kept.
 const FIRST_ROWS_EVERY: Duration = Duration::from_secs(10);
 
@@ -61,12 +63,14 @@ pub enum Settlement {
 /// What reaches the writer beside commits.
 pub enum Settle {
     Slice(Vec<Settled>),
-    /// A run that could not be read, because the store was being reopened: its lane reads it again.
+    /// A run that was not worked on, because the store was being reopened or its list was paused: its lane reads it again.
     Unread {
         batch: BatchId,
         count: u16,
         due: Option<UnixMillis>,
     },
+    /// Rows of `due` whose deliveries have ended.
+    Stale(Vec<DueKey>),
     /// A list's deadline passed.
     Over(ListKey, Ending),
     /// From `sweep`: rows of `expiry` to make and to drop.
@@ -83,8 +87,6 @@ pub enum Settle {
     Cancelled(Vec<Box<Delivery>>),
     /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
     Swept(Holder, Upto),
-    /// Rows of `due` at which nothing was found to send: those whose delivery has ended are dropped.
-    Met(Vec<DueKey>),
     /// Ends the writer after a last checkpoint.
     Stop,
 }
@@ -243,6 +245,8 @@ struct Group {
     superseded: Vec<(DeliveryId, MessageId)>,
     lists: Vec<ListKey>,
     due: BTreeMap<Lane, UnixMillis>,
+    /// Rows of origins that were met for the first time.
+    origins: Vec<Vec<u8>>,
     /// What to restore if the batch cannot be written.
     undo_lists: HashMap<ListKey, Option<ListState>>,
     random: [u8; 256],
@@ -260,12 +264,10 @@ impl Writer {
         cancelled: Sender<()>,
     ) -> Result<Writer, ReadError> {
         let reader = store.reader()?;
-        let stored = |name: &str| -> Result<u64, ReadError> {
-            Ok(reader.value(family::META, name)?.and_then(|bytes| Take::new(bytes).u64().ok()).unwrap_or(0))
-        };
-        let next_commit = stored("commit")? + 1;
-        let pending = stored("pending")?;
-        let events_end = stored("events_end")?.max(1);
+        let last = reader.value(family::META, "last")?.map(|row| LastCommit::decode(row).map_err(|record::Corrupt| ReadError));
+        let (next_commit, pending) = last.transpose()?.map_or((1, 0), |last| (last.commit + 1, last.pending));
+        let events_end = reader.value(family::META, "events_end")?.map(|row| Take::new(row).u64().map_err(|_| ReadError));
+        let events_end = events_end.transpose()?.unwrap_or(1);
         let mut releasing = VecDeque::new();
         reader.scan(family::META, b"release/", b"release0", |_, value| {
             releasing.extend(holder_from(Bytes::copy_from_slice(value)));
@@ -276,7 +278,7 @@ impl Writer {
         store.events_end.send_replace(events_end);
         load_rules(&store)?;
         load_lists(&store)?;
-        Ok(Writer {
+        let mut writer = Writer {
             store,
             settings,
             commits,
@@ -293,16 +295,35 @@ impl Writer {
             pending_synced: pending,
             full: None,
             stopping: false,
-        })
+        };
+        writer.end_what_is_over();
+        Ok(writer)
+    }
+
+    /// Lists that were over, or done, when the last run ended, and whose last recipients or whose end did not reach the disk: what
+    /// was in flight then is not sent again, so it ends now.
+    fn end_what_is_over(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            if let Some(ending) = over {
+                self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+            } else if done {
+                self.checkpoint.touch();
+                self.checkpoint.lists.insert(key, list);
+            }
+        }
     }
 
     /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
     pub fn run(mut self, progress: impl Fn()) -> Result<(), WriteError> {
-        self.end_rest();
         loop {
             progress();
             self.wait();
             self.settle_all();
+            self.watch_lateness();
             if self.full.is_some() {
                 self.refuse_commits();
                 self.try_reopen()?;
@@ -323,30 +344,14 @@ impl Writer {
         }
     }
 
-    /// What of a cancelled or expired list was in flight when the process ended is not sent again: it ends as the rest did.
-    fn end_rest(&mut self) {
-        for (key, list) in self.store.lists.all() {
-            let (over, done) = {
-                let mut state = list_state(&list);
-                (state.over.take(), state.done())
-            };
-            match over {
-                Some(ending) => self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" }),
-                None if done => {
-                    self.checkpoint.touch();
-                    self.checkpoint.lists.insert(key, list);
-                }
-                None => {}
-            }
-        }
-    }
-
     /// Waits for work, at most until the next checkpoint is due.
     fn wait(&mut self) {
         if self.stopping || !self.commits.is_empty() || !self.releasing.is_empty() && self.full.is_none() {
             return;
         }
         let patience = match self.checkpoint.since {
+            // Nothing is written before the next try.
+            _ if self.full.is_some() => Duration::from_millis(500),
             Some(since) => self.settings.checkpoint_interval.saturating_sub(since.elapsed()),
             None => Duration::from_millis(500),
         };
@@ -372,9 +377,10 @@ impl Writer {
 
     /// Closes the gate of promise 2 while outcomes that are not on disk are more, or much older, than they may be.
     fn watch_lateness(&self) {
-        let late = self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES
-            || self.checkpoint.since.is_some_and(|since| since.elapsed() > self.settings.checkpoint_interval * 2);
-        self.store.gates.checkpoint_late.store(late, Ordering::Relaxed);
+        let gates = &self.store.gates;
+        gates.too_many_unsynced.store(self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES, Ordering::Relaxed);
+        // A row of `expiry` or a swept rule that waits makes nobody repeat anything.
+        gates.set_unsynced(self.checkpoint.since.filter(|_| self.checkpoint.outcomes > 0));
     }
 
     // ---- settling ----
@@ -402,6 +408,12 @@ impl Writer {
                 }
             }
             Settle::Unread { batch, count, due } => self.tell_back(batch, count, due),
+            Settle::Stale(rows) => {
+                self.checkpoint.touch();
+                for due in rows {
+                    self.drop_due(due);
+                }
+            }
             Settle::Over(key, ending) => {
                 if let Some(list) = self.store.lists.get(key) {
                     self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
@@ -433,11 +445,6 @@ impl Writer {
                     self.checkpoint.touch();
                     let row = (family::META, rule_key("cancel", &holder), Some(rule_row(&holder, upto, clock::now(), true)));
                     self.checkpoint.rows.push(row);
-                }
-            }
-            Settle::Met(dues) => {
-                for due in dues {
-                    self.drop_if_over(due);
                 }
             }
             Settle::Stop => self.stopping = true,
@@ -521,6 +528,8 @@ impl Writer {
                 self.checkpoint.held.insert(held_key(&holder, &due), true);
                 // `resume` may have come while this delivery was on its way: then nobody else would let it go.
                 if !self.store.rules.load().paused.contains(&holder) && !self.releasing.contains(&holder) {
+                    let row = (family::META, rule_key("release", &holder), Some(holder_row(&holder)));
+                    self.checkpoint.rows.push(row);
                     self.releasing.push_back(holder);
                 }
                 if let Some((_, list)) = &list {
@@ -545,23 +554,6 @@ impl Writer {
         if batch.busy_in(delivery.id.index, 1) == 0 {
             let what = Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None };
             self.settle_one(Settled { delivery, what }, now);
-        }
-    }
-
-    /// Drops a hint that points to nothing any more.
-    fn drop_if_over(&mut self, due: DueKey) {
-        let over = match ListKey::of_batch(&due.delivery.batch) {
-            Some(key) => self.store.lists.get(key).is_none_or(|list| list_state(&list).over.is_some()),
-            None => false,
-        };
-        let ended = || match self.store.find_batch(due.delivery.batch) {
-            Ok(None) => true,
-            Ok(Some(batch)) => batch.has_ended(due.delivery.index),
-            Err(ReadError) => false,
-        };
-        if !self.checkpoint.due.contains_key(&due) && (over || ended()) {
-            self.checkpoint.touch();
-            self.drop_due(due);
         }
     }
 
@@ -691,7 +683,6 @@ impl Writer {
             }
             writes.push((incoming, answers));
         }
-        self.supersede(&mut group);
         (writes, group)
     }
 
@@ -879,8 +870,9 @@ impl Writer {
                 row.extend_from_slice(&service.0.to_be_bytes());
                 row.extend_from_slice(origin.0.as_bytes());
                 let reader = self.store.reader()?;
-                group.rows.put(&reader, family::META, row, []);
+                group.rows.put(&reader, family::META, &row, []);
                 drop(reader);
+                group.origins.push(row);
                 self.store.services.learn(service, origin);
             }
         }
@@ -1155,19 +1147,21 @@ impl Writer {
             }
         }
         group.remember(key, &list);
-        let duplicate = {
+        let (duplicate, done) = {
             let mut state = list_state(&list);
             let duplicate = state.closed;
             state.closed = true;
             if let Some(step) = step {
                 state.position = Some(step.position);
             }
-            duplicate
+            (duplicate, state.done())
         };
+        if done {
+            // Its last recipient has ended already: nothing else would bring it to the checkpoint that ends it.
+            self.checkpoint.touch();
+            self.checkpoint.lists.insert(key, list.clone());
+        }
         self.put_list_state(key, &list, group)?;
-        // All may have ended before: then the close is the list's end.
-        self.checkpoint.touch();
-        self.checkpoint.lists.insert(key, list.clone());
         let state = list_state(&list);
         Ok(Done::Added { recipients: state.counts.recipients, duplicate, position: state.position.clone() })
     }
@@ -1210,18 +1204,15 @@ impl Writer {
     }
 
     /// What a message id names: an open list, or the head of a single; None: a list that has ended.
-    fn find_message(&self, id: MessageId, apps: &Apps, group: &Group) -> Result<Found, Failure> {
+    fn find_message(&self, id: MessageId, apps: &Apps) -> Result<Found, Failure> {
         match self.open_list(id, apps) {
             Ok((key, list)) => return Ok(Found::List(key, list)),
             Err(failure) if failure.problem.code == Code::Conflict => return Ok(Found::Ended),
             Err(failure) if failure.problem.code == Code::NotFound => {}
             Err(failure) => return Err(failure),
         }
-        let head = match group.heads.iter().find(|head| head.id == id) {
-            Some(head) => Some(head.clone()),
-            None => self.store.head(id)?,
-        };
-        match head {
+        // One of this very group has not been answered yet: nobody can know its id.
+        match self.store.head(id)? {
             Some(head) if apps.contains(&head.app) => Ok(Found::Single(head)),
             _ => Err(Failure::of(Code::NotFound, Some("message_id"), "no such message")),
         }
@@ -1229,7 +1220,7 @@ impl Writer {
 
     fn take_cancel(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
                 Found::Single(head) => self.cancel_single(&head, group)?,
@@ -1290,7 +1281,7 @@ impl Writer {
 
     fn take_pause(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => {
                     // The rule holds back what of it waits by itself.
@@ -1312,7 +1303,7 @@ impl Writer {
 
     fn take_resume(&mut self, target: Target, rate: Option<f64>, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => return Ok(Done::Done),
                 Found::List(key, list) => self.set_list_paused(key, &list, false, rate, group)?,
                 Found::Single(_) => {}
@@ -1457,6 +1448,7 @@ impl Writer {
                 }
                 self.stats.dirty_taken.clear();
                 let cancels = group.cancels;
+                self.supersede(&mut group);
                 self.pursue(group.now);
                 self.publish(group, built);
                 answer(writes);
@@ -1492,9 +1484,7 @@ impl Writer {
         }
         for (lane, count) in &group.waiting {
             let batch = BatchId::Commit { commit: group.commit, lane: *lane, piece: WAITING_PIECE };
-            if !self.checkpoint.batches.contains_key(&batch) {
-                rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
-            }
+            rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
         }
         for heads in group.heads.chunks(64) {
             let mut put = Put::versioned();
@@ -1504,8 +1494,6 @@ impl Writer {
             rows.put(&reader, family::HEAD, key::head_key(group.commit, heads[0].id.place()), &put.0);
         }
         self.stats.put_taken(&reader, rows);
-        rows.put(&reader, family::META, "commit", number(group.commit));
-        rows.put(&reader, family::META, "written", number(group.now.0));
         let mut pending = self.pending_synced + group.added;
         if with_checkpoint {
             pending = self.store.pending.load(Ordering::Relaxed);
@@ -1582,7 +1570,8 @@ impl Writer {
             }
             self.stats.put_ended(&reader, rows);
         }
-        rows.put(&reader, family::META, "pending", number(pending));
+        let last = LastCommit { commit: group.commit, written: group.now, pending };
+        rows.put(&reader, family::META, "last", last.encode());
         built.pending = pending;
         Ok(built)
     }
@@ -1604,12 +1593,11 @@ impl Writer {
         self.stats.forget_old(clock::now());
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
-        self.store.gates.checkpoint_late.store(false, Ordering::Relaxed);
     }
 
     /// Tells the scheduler what is new.
     fn publish(&mut self, group: Group, built: Built) {
-        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() {
+        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() && built.ended_lists.is_empty() {
             return;
         }
         for key in &group.lists {
@@ -1630,6 +1618,7 @@ impl Writer {
                 earliest(&mut latest.due, lane, time);
             }
             latest.lists.extend(group.lists);
+            latest.lists.extend(built.ended_lists);
         });
     }
 
@@ -1666,6 +1655,12 @@ impl Writer {
                 }
             }
         }
+        if !group.origins.is_empty() {
+            // They stay known in memory, so no later group would write them.
+            self.checkpoint.touch();
+            self.checkpoint.forced = true;
+            self.checkpoint.rows.extend(group.origins.into_iter().map(|row| (family::META, row, Some(Vec::new()))));
+        }
         self.store.pending.fetch_sub(group.added, Ordering::Relaxed);
         self.stats.undo_taken();
         self.next_commit += 1;
@@ -1692,9 +1687,10 @@ impl Writer {
                 self.store.gates.full.store(false, Ordering::Relaxed);
                 // A batch whose sync failed may be there after all; numbers go on behind it.
                 if let Ok(reader) = self.store.reader()
-                    && let Ok(Some(row)) = reader.value(family::META, "commit")
+                    && let Ok(Some(row)) = reader.value(family::META, "last")
+                    && let Ok(last) = LastCommit::decode(row)
                 {
-                    self.next_commit = self.next_commit.max(Take::new(row).u64().unwrap_or(0) + 1);
+                    self.next_commit = self.next_commit.max(last.commit + 1);
                 }
                 Ok(())
             }
@@ -1726,8 +1722,9 @@ impl Writer {
                         first = Some(row.to_vec());
                         false
                     });
-                    // In `work` new rows come behind all others. In `due` they come behind now: that is as far as it may go.
-                    let now = key::due_prefix(lane, clock::now());
+                    // In `work` new rows come behind all others. In `due` they come behind the moment at which they were thought
+                    // of, somewhere in the pipeline: that is as far as it may go.
+                    let now = key::due_prefix(lane, UnixMillis(clock::now().0.saturating_sub(DUE_MARGIN_MILLIS)));
                     let first = match family {
                         family::DUE => first.unwrap_or_else(|| now.clone()).min(now),
                         _ => match first {
@@ -1796,6 +1793,7 @@ impl Group {
             superseded: Vec::new(),
             lists: Vec::new(),
             due: BTreeMap::new(),
+            origins: Vec::new(),
             undo_lists: HashMap::new(),
             random: [0; 256],
             random_next: 256,
