@@ -31,7 +31,8 @@ fn two_apps_sockets_see_nothing_of_each_other() {
     let single = id_of(&shop.ok(&send(&browsers[..2], json!({"label": "l", "paused": true, "payload": "shop"}))));
     let list = id_of(&shop.ok(&send(&browsers, json!({"label": "l", "paused": true, "payload": "shop"}))));
     let stream = id_of(&shop.ok(&json!({"op": "send", "to": {"stream": true}, "label": "l"})));
-    let sent = id_of(&shop.ok(&send(&browsers[..1], json!({"label": "m", "payload": "shop", "idempotency_key": "k", "topic": "t"}))));
+    let sent =
+        id_of(&shop.ok(&send(&browsers[..1], json!({"label": "m", "payload": "shop", "idempotency_key": "k", "topic": "t"}))));
     wait_ended(&mut shop, &sent);
 
     // Nothing of it is there.
@@ -79,7 +80,8 @@ fn two_apps_sockets_see_nothing_of_each_other() {
     assert_eq!(wait_ended(&mut shop, &list)["cancelled"], 70);
     assert_eq!(wait_ended(&mut shop, &single)["cancelled"], 2);
     // Each was signed by its own app.
-    let subjects: Vec<_> = mock.received().iter().map(|received| (received.text(), received.vapid.clone().map(|vapid| vapid.key.clone()))).collect();
+    let subjects: Vec<_> =
+        mock.received().iter().map(|received| (received.text(), received.vapid.clone().map(|vapid| vapid.key.clone()))).collect();
     for (text, key) in subjects {
         let own = if text == "shop" { &keys[0] } else { &keys[1] };
         assert_eq!(key.map(Value::from).as_ref(), Some(&own["public_key"]), "{text}");

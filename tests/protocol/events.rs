@@ -46,7 +46,10 @@ fn events_are_in_order_and_paged_by_cursors() {
             assert_eq!((&end["more"], &end["cursor"]), (&json!(false), &events[6]["cursor"]));
             for (event, browser) in events.iter().zip(&browsers) {
                 assert_eq!((&event["type"], &event["status"], &event["app"]), (&json!("gone"), &json!(410), &json!("default")));
-                assert_eq!((&event["label"], &event["message_ref"], &event["service"]), (&json!("l"), &json!("m"), &json!(mock.host(0))));
+                assert_eq!(
+                    (&event["label"], &event["message_ref"], &event["service"]),
+                    (&json!("l"), &json!("m"), &json!(mock.host(0)))
+                );
                 assert!(event["reason"].is_string());
                 millis(&event["time"]);
                 // DESIGN 3.3: an application can compute it.
@@ -78,9 +81,19 @@ fn events_are_in_order_and_paged_by_cursors() {
     let newest = ask(&mut client, json!({"after": "newest"})).1["cursor"].as_str().unwrap().to_owned();
     let (store, number) = newest.rsplit_once('-').unwrap();
     let number: u64 = number.parse().unwrap();
-    for wrong in [format!("{store}-{}", number + 1), format!("0000000000000000-{number}"), "nonsense".into(), format!("{store}-"), format!("{store}-+1")] {
+    for wrong in [
+        format!("{store}-{}", number + 1),
+        format!("0000000000000000-{number}"),
+        "nonsense".into(),
+        format!("{store}-"),
+        format!("{store}-+1"),
+    ] {
         let error = client.error(&json!({"op": "events", "after": wrong}));
-        assert_eq!((&error["code"], &error["field"], &error["newest"]), (&json!("cursor_expired"), &json!("after"), &json!(newest)), "{wrong}");
+        assert_eq!(
+            (&error["code"], &error["field"], &error["newest"]),
+            (&json!("cursor_expired"), &json!("after"), &json!(newest)),
+            "{wrong}"
+        );
         assert_eq!(ask(&mut client, json!({"after": error["oldest"]})).0.len(), 7);
     }
     assert_eq!(client.error(&json!({"op": "events", "limit": 0}))["field"], "limit");
@@ -126,7 +139,9 @@ fn following_tells_events_as_they_come_and_is_the_last_request() {
     let mut filtered = daemon.client();
     let mut limited = daemon.client();
     let mut half = daemon.client();
-    follower.send_raw(b"{\"op\":\"ping\",\"id\":1}\n{\"op\":\"events\",\"follow\":true,\"id\":2}\n{\"op\":\"ping\",\"id\":3}\n").unwrap();
+    follower
+        .send_raw(b"{\"op\":\"ping\",\"id\":1}\n{\"op\":\"events\",\"follow\":true,\"id\":2}\n{\"op\":\"ping\",\"id\":3}\n")
+        .unwrap();
     filtered.send(&json!({"op": "events", "follow": true, "after": "newest", "label": "b"})).unwrap();
     limited.send(&json!({"op": "events", "follow": true, "limit": 2, "id": "l"})).unwrap();
     // It sends nothing more, but it reads.
@@ -171,7 +186,10 @@ fn only_the_types_that_are_logged_are_kept() {
     let list = id_of(&client.ok(&send(&browsers[1..], json!({"paused": true, "ref": "whole"}))));
     client.ok(&json!({"op": "cancel", "message_id": list}));
     let events = wait_events(&mut client, &list, 1);
-    assert_eq!((&events[0]["count"], &events[0]["message_ref"], events[0].get("subscription_id")), (&json!(79), &json!("whole"), None));
+    assert_eq!(
+        (&events[0]["count"], &events[0]["message_ref"], events[0].get("subscription_id")),
+        (&json!(79), &json!("whole"), None)
+    );
 }
 
 #[test]

@@ -126,7 +126,11 @@ fn what_is_wrong_is_named() {
         ("{\"op\":\"status\",\"message_id\":\"x\"}".into(), "invalid_field", Some("message_id")),
         ("{\"op\":\"status\",\"message_id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\"}".into(), "not_found", Some("message_id")),
         ("{\"op\":\"cancel\",\"message_id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\"}".into(), "not_found", Some("message_id")),
-        ("{\"op\":\"add\",\"message_id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\",\"subscriptions\":[]}".into(), "not_found", Some("message_id")),
+        (
+            "{\"op\":\"add\",\"message_id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\",\"subscriptions\":[]}".into(),
+            "not_found",
+            Some("message_id"),
+        ),
         ("{\"op\":\"cancel\"}".into(), "missing_field", Some("message_id")),
         ("{\"op\":\"pause\",\"label\":\"a\",\"app\":\"default\"}".into(), "invalid_field", Some("app")),
         ("{\"op\":\"pause\",\"app\":\"nobody\"}".into(), "invalid_field", Some("app")),
@@ -162,7 +166,11 @@ fn what_is_wrong_is_named() {
         client.send_raw(format!("{line}\n{{\"op\":\"ping\",\"id\":\"alive\"}}\n").as_bytes()).unwrap();
         let reply = client.recv().unwrap();
         let error = &reply["error"];
-        assert_eq!((&reply["ok"], error["code"].as_str(), error["field"].as_str()), (&json!(false), Some(code), field), "{line}: {reply}");
+        assert_eq!(
+            (&reply["ok"], error["code"].as_str(), error["field"].as_str()),
+            (&json!(false), Some(code), field),
+            "{line}: {reply}"
+        );
         let message = error["message"].as_str().expect("a message");
         assert!(!message.is_empty() && !message.contains(browser["keys"]["auth"].as_str().unwrap()), "{reply}");
         assert!(error.get("retry_after").is_none(), "that is for the caller to mend: {reply}");
@@ -195,7 +203,12 @@ fn each_subscription_is_judged_by_itself() {
         .iter()
         .map(|entry| {
             assert!(entry["message"].is_string(), "{entry}");
-            (entry["index"].as_u64().unwrap(), entry["ref"].clone(), entry["code"].as_str().unwrap(), entry["field"].as_str().unwrap())
+            (
+                entry["index"].as_u64().unwrap(),
+                entry["ref"].clone(),
+                entry["code"].as_str().unwrap(),
+                entry["field"].as_str().unwrap(),
+            )
         })
         .collect();
     assert_eq!(

@@ -82,7 +82,9 @@ fn adds_up(status: &Value) {
 
 /// The status once nothing is pending.
 fn wait_ended(client: &mut Client, id: &Value) -> Value {
-    wait_for("the end of a message", || Some(status(client, id)).filter(|status| status["pending"] == 0 && status["open"] == false))
+    wait_for("the end of a message", || {
+        Some(status(client, id)).filter(|status| status["pending"] == 0 && status["open"] == false)
+    })
 }
 
 /// All events of a message so far.

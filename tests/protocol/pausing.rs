@@ -168,7 +168,8 @@ fn a_status_does_not_go_back_on_a_cancelled_label() {
         put_off(&mock, browser);
     }
     mock.set_fault_every(Scope::Everything, Fault::late(Duration::from_millis(100)), 3);
-    let lines: String = browsers.iter().map(|browser| format!("{}\n", send(std::slice::from_ref(browser), json!({"label": "l"})))).collect();
+    let lines: String =
+        browsers.iter().map(|browser| format!("{}\n", send(std::slice::from_ref(browser), json!({"label": "l"})))).collect();
     client.send_raw(lines.as_bytes()).unwrap();
     let ids: Vec<Value> = (0..200).map(|_| id_of(&client.recv().unwrap())).collect();
     client.ok(&json!({"op": "cancel", "label": "l"}));

@@ -12,12 +12,26 @@ fn a_status_has_all_its_members() {
     let single = id_of(&client.ok(&send(&browsers[..1], json!({"label": "l", "ref": "r", "paused": true}))));
     let list = id_of(&client.ok(&send(&browsers, json!({"rate": 2.5, "at": in_seconds(3_600.0)}))));
     let numbers = [
-        "recipients", "rejected", "pending", "accepted", "gone", "refused", "expired", "cancelled", "skipped", "in_flight", "retries", "shown",
-        "clicked", "dismissed",
+        "recipients",
+        "rejected",
+        "pending",
+        "accepted",
+        "gone",
+        "refused",
+        "expired",
+        "cancelled",
+        "skipped",
+        "in_flight",
+        "retries",
+        "shown",
+        "clicked",
+        "dismissed",
     ];
-    for (id, state, open, label, rate) in
-        [(&stream, "sending", true, Value::Null, Value::Null), (&single, "paused", false, json!("l"), Value::Null), (&list, "scheduled", false, Value::Null, json!(2.5))]
-    {
+    for (id, state, open, label, rate) in [
+        (&stream, "sending", true, Value::Null, Value::Null),
+        (&single, "paused", false, json!("l"), Value::Null),
+        (&list, "scheduled", false, Value::Null, json!(2.5)),
+    ] {
         let reply = client.ok(&json!({"op": "status", "message_id": id, "id": "x"}));
         let mut names: BTreeSet<&str> = reply.as_object().unwrap().keys().map(String::as_str).collect();
         for name in numbers {
@@ -30,7 +44,10 @@ fn a_status_has_all_its_members() {
         }
         assert!((0.0..=1.0).contains(&reply["walked"].as_f64().unwrap()), "{reply}");
         assert_eq!((&reply["message_id"], &reply["state"], &reply["open"]), (id, &json!(state), &json!(open)));
-        assert_eq!((&reply["label"], &reply["rate"], &reply["eta"], &reply["position"]), (&label, &rate, &Value::Null, &Value::Null));
+        assert_eq!(
+            (&reply["label"], &reply["rate"], &reply["eta"], &reply["position"]),
+            (&label, &rate, &Value::Null, &Value::Null)
+        );
         for name in ["id", "ok", "message_id", "state", "open", "label", "ref", "position", "walked", "rate", "eta"] {
             assert!(names.remove(name), "{name} is missing: {reply}");
         }
@@ -75,9 +92,14 @@ fn list_messages_tells_the_newest_first() {
     assert_eq!(seen, ids);
     assert_eq!(told(&client.ok(&json!({"op": "list_messages", "state": "cancelled"}))), ids[4..]);
     assert_eq!(told(&client.ok(&json!({"op": "list_messages", "label": "odd"}))), [&ids[1], &ids[3], &ids[5]].map(Clone::clone));
-    assert_eq!(told(&client.ok(&json!({"op": "list_messages", "label": "odd", "state": "sending"}))), [&ids[1], &ids[3]].map(Clone::clone));
+    assert_eq!(
+        told(&client.ok(&json!({"op": "list_messages", "label": "odd", "state": "sending"}))),
+        [&ids[1], &ids[3]].map(Clone::clone)
+    );
     assert_eq!(told(&client.ok(&json!({"op": "list_messages", "label": "none"}))), Vec::<Value>::new());
-    for (request, field) in [(json!({"after": "x"}), "after"), (json!({"limit": 0}), "limit"), (json!({"state": "open"}), "state")] {
+    for (request, field) in
+        [(json!({"after": "x"}), "after"), (json!({"limit": 0}), "limit"), (json!({"state": "open"}), "state")]
+    {
         let mut request = request;
         request["op"] = "list_messages".into();
         let error = client.error(&request);
@@ -112,7 +134,8 @@ fn stats_are_the_sum_of_the_statuses() {
     for id in &ids {
         wait_ended(&mut client, id);
     }
-    const NAMES: [&str; 9] = ["recipients", "rejected", "accepted", "gone", "refused", "expired", "cancelled", "skipped", "retries"];
+    const NAMES: [&str; 9] =
+        ["recipients", "rejected", "accepted", "gone", "refused", "expired", "cancelled", "skipped", "retries"];
     for restart in [false, true] {
         if restart {
             assert_eq!(daemon.terminate().unwrap(), 0);
@@ -124,7 +147,15 @@ fn stats_are_the_sum_of_the_statuses() {
             let told = status(&mut client, id);
             NAMES.iter().zip(&mut wanted).for_each(|(name, sum)| *sum += told[*name].as_u64().unwrap());
         }
-        for by in [json!(null), json!("day"), json!(["label"]), json!(["app"]), json!(["service"]), json!(["key"]), json!(["day", "label", "app", "service", "key"])] {
+        for by in [
+            json!(null),
+            json!("day"),
+            json!(["label"]),
+            json!(["app"]),
+            json!(["service"]),
+            json!(["key"]),
+            json!(["day", "label", "app", "service", "key"]),
+        ] {
             let told = wait_for("stats", || {
                 let reply = client.ok(&json!({"op": "stats", "by": by}));
                 let lines = reply["stats"].as_array().expect("stats").clone();

@@ -26,7 +26,9 @@ fn a_body_arrives_byte_by_byte_as_specified() {
     ];
     let browsers = mock.subscribe(0, cases.len() + 2);
     for ((members, _), browser) in cases.iter().zip(&browsers) {
-        client.send_raw(format!("{{\"op\":\"send\",\"to\":{{\"subscription\":{}}},{members}}}\n", browser.json()).as_bytes()).unwrap();
+        client
+            .send_raw(format!("{{\"op\":\"send\",\"to\":{{\"subscription\":{}}},{members}}}\n", browser.json()).as_bytes())
+            .unwrap();
         let reply = client.recv().unwrap();
         assert_eq!(reply["ok"], true, "{members}: {reply}");
     }
@@ -50,7 +52,9 @@ fn options_reach_the_push_service() {
     let browsers = mock.subscribe(0, 6);
     let mut client = daemon.client();
     for (browser, urgency) in browsers.iter().zip(["very-low", "low", "normal", "high"]) {
-        let reply = client.ok(&json!({"op": "send", "to": {"subscription": browser.json()}, "urgency": urgency, "ttl": 100.9, "topic": "news"}));
+        let reply = client.ok(
+            &json!({"op": "send", "to": {"subscription": browser.json()}, "urgency": urgency, "ttl": 100.9, "topic": "news"}),
+        );
         assert_eq!((&reply["state"], &reply["recipients"]), (&json!("sending"), &json!(1)));
     }
     let reply = client.ok(&json!({"op": "send", "to": {"subscription": browsers[4].json()}, "label": "l", "ref": "r"}));
@@ -68,7 +72,10 @@ fn options_reach_the_push_service() {
         assert!(received.ttl.is_some_and(|ttl| (60..=100).contains(&ttl)), "{:?}", received.ttl);
         topics.extend(received.topic.clone());
     }
-    assert!(topics.len() == 4 && topics.iter().all(|topic| *topic == topics[0] && topic.len() == 32 && topic != "news"), "{topics:?}");
+    assert!(
+        topics.len() == 4 && topics.iter().all(|topic| *topic == topics[0] && topic.len() == 32 && topic != "news"),
+        "{topics:?}"
+    );
     assert_eq!(mock.received_by(&browsers[5])[0].ttl, Some(0));
 }
 
@@ -164,7 +171,10 @@ fn cancel_ends_at_once_what_is_not_in_flight() {
             let id = id_of(&client.ok(&send(recipients, more)));
             client.ok(&json!({"op": "cancel", "message_id": id}));
             let status = status(&mut client, &id);
-            assert_eq!((&status["state"], &status["cancelled"], &status["pending"]), (&json!("cancelled"), &json!(recipients.len()), &json!(0)));
+            assert_eq!(
+                (&status["state"], &status["cancelled"], &status["pending"]),
+                (&json!("cancelled"), &json!(recipients.len()), &json!(0))
+            );
             cancelled += recipients.len();
             // Lists tell it in one event.
             ended.push((id, if recipients.len() > 64 { 1 } else { recipients.len() }));
@@ -222,7 +232,11 @@ fn what_was_in_flight_when_it_was_cancelled_is_not_tried_again() {
     let by_id = id_of(&client.ok(&send(&browsers[..1], json!({}))));
     let by_label = id_of(&client.ok(&send(&browsers[1..], json!({"label": "l"}))));
     assert!(mock.wait_requests(2, PATIENCE));
-    client.send_raw(format!("{}\n{}\n", json!({"op": "cancel", "message_id": by_id}), json!({"op": "cancel", "label": "l"})).as_bytes()).unwrap();
+    client
+        .send_raw(
+            format!("{}\n{}\n", json!({"op": "cancel", "message_id": by_id}), json!({"op": "cancel", "label": "l"})).as_bytes(),
+        )
+        .unwrap();
     assert_eq!((&client.recv().unwrap()["ok"], &client.recv().unwrap()["ok"]), (&json!(true), &json!(true)));
     for id in [by_id, by_label] {
         let told = wait_ended(&mut client, &id);
@@ -238,7 +252,8 @@ fn rate_and_spread_keep_their_time() {
     let mut client = daemon.client();
     let browsers = mock.subscribe(0, 60);
     let times = |text: &str| -> Vec<u64> {
-        let mut times: Vec<u64> = mock.received().iter().filter(|received| received.text() == text).map(|received| received.time / 1_000).collect();
+        let mut times: Vec<u64> =
+            mock.received().iter().filter(|received| received.text() == text).map(|received| received.time / 1_000).collect();
         times.sort_unstable();
         times
     };

@@ -37,7 +37,10 @@ fn positions_are_kept_and_checked() {
     assert_eq!((&error["code"], &error["position"]), (&json!("conflict"), &json!(10)));
     // An add of which none is good is still taken.
     let reply = client.ok(&add(&id, json!([{"ref": "bad"}]), json!("row-20"), json!(10)));
-    assert_eq!((&reply["recipients"], &reply["rejected"][0]["ref"], &reply["position"]), (&json!(2), &json!("bad"), &json!("row-20")));
+    assert_eq!(
+        (&reply["recipients"], &reply["rejected"][0]["ref"], &reply["position"]),
+        (&json!(2), &json!("bad"), &json!("row-20"))
+    );
     for _ in 0..2 {
         let told = status(&mut client, &id);
         assert_eq!((&told["position"], &told["recipients"], &told["rejected"]), (&json!("row-20"), &json!(2), &json!(1)));
@@ -79,7 +82,8 @@ fn ten_thousand_in_adds() {
             let (mut at, mut round) = (0, 0);
             while at < browsers.len() {
                 let end = browsers.len().min(at + sizes[round % sizes.len()]);
-                let reply = client.ok(&add(&id, all(&browsers[at..end]), json!(end), if at == 0 { Value::Null } else { json!(at) }));
+                let reply =
+                    client.ok(&add(&id, all(&browsers[at..end]), json!(end), if at == 0 { Value::Null } else { json!(at) }));
                 assert_eq!(reply["recipients"], end);
                 (at, round) = (end, round + 1);
             }

@@ -27,7 +27,9 @@ fn what_waits_is_superseded_wherever_it_waits() {
     let held = json!({"op": "pause", "label": "held"});
     client.ok(&held);
     for recipients in [&browsers[..2], &browsers[..]] {
-        for (n, more) in [json!({"at": in_seconds(3_600.0)}), json!({"paused": true}), json!({"label": "held"})].into_iter().enumerate() {
+        for (n, more) in
+            [json!({"at": in_seconds(3_600.0)}), json!({"paused": true}), json!({"label": "held"})].into_iter().enumerate()
+        {
             let mut more = more;
             more["topic"] = format!("t{n}-{}", recipients.len()).into();
             more["payload"] = "old".into();
@@ -58,7 +60,10 @@ fn what_waits_for_its_next_try_is_superseded() {
     for recipients in [&browsers[..1], &browsers[..]] {
         put_off(&mock, &browsers[0]);
         let old = id_of(&client.ok(&send(recipients, json!({"topic": "t", "payload": "old"}))));
-        wait_for("a retry", || Some(status(&mut client, &old)).filter(|status| status["retries"] == 1 && status["pending"] == 1 && status["in_flight"] == 0));
+        wait_for("a retry", || {
+            Some(status(&mut client, &old))
+                .filter(|status| status["retries"] == 1 && status["pending"] == 1 && status["in_flight"] == 0)
+        });
         mock.clear_all_faults();
         let new = id_of(&client.ok(&send(&browsers[..1], json!({"topic": "t", "payload": "new"}))));
         assert_eq!(wait_ended(&mut client, &new)["accepted"], 1);
