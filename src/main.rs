@@ -116,6 +116,11 @@ fn serve(file: Option<&Path>, socket: Option<PathBuf>) -> Result<(), Failure> {
 fn log() {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("FANFARE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // At `debug` these show the headers of requests, and with them endpoints and tokens.
+    let filter = ["h2=info", "hyper=info", "rustls=info", "hickory_resolver=info", "hickory_proto=info"]
+        .into_iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, tracing_subscriber::EnvFilter::add_directive);
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -28,6 +28,12 @@ pub mod ingest {
     pub mod request;
 }
 
+#[path = "../../src/outcome"]
+pub mod outcome {
+    pub mod retry_after;
+    pub mod verdict;
+}
+
 /// 2026-11-22T10:30:00Z
 pub const NOW: UnixMillis = UnixMillis(1_795_343_400_000);
 

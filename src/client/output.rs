@@ -67,7 +67,7 @@ impl Output {
         names.dedup();
         // What nobody asked for by name is shown if it says something.
         let says =
-            |name: &str| rows.iter().flatten().any(|(own, value)| own == name && !value.is_null() && *value != Value::from(0));
+            |name: &str| rows.iter().flatten().any(|(own, value)| own == name && !value.is_null() && value.as_u64() != Some(0));
         names.retain(|name| first.contains(name) || says(name));
         let mut table = table();
         table.set_header(names.iter().map(|name| name.replace('_', " ")));

@@ -51,7 +51,6 @@ struct State {
     /// At most one connection is being opened at a time, and all that is queued waits for it.
     connecting: bool,
     further_not_before: Option<Instant>,
-    normal_in_flight: usize,
     barren: u8,
     /// What the last connection carried.
     streams_known: Option<usize>,
@@ -150,7 +149,6 @@ impl Destination {
             next_place: 0,
             connecting: false,
             further_not_before: None,
-            normal_in_flight: 0,
             barren: 0,
             streams_known: None,
             protocol: None,
@@ -240,7 +238,6 @@ impl Destination {
             stop = std::mem::take(&mut report.put_back);
         }
         let [high, normal] = std::mem::take(&mut report.ended);
-        state.normal_in_flight -= normal;
         state.resends += std::mem::take(&mut report.resends);
         state.timeouts += std::mem::take(&mut report.timeouts);
         if high + normal > 0 {
@@ -271,7 +268,6 @@ impl Destination {
         let normal = (free - high).min(state.normal.len()).min(state.normal_allowed());
         into.extend(state.high.drain(..high));
         into.extend(state.normal.drain(..normal));
-        state.normal_in_flight += normal;
         let seat = &mut state.places[at];
         seat.in_flight += high + normal;
         seat.normal += normal;
@@ -300,10 +296,7 @@ impl Destination {
     pub(super) fn leave(&self, place: u64, now: Instant) -> Plan {
         let mut state = self.lock();
         state.retire(place, true);
-        if let Some(at) = state.places.iter().position(|candidate| candidate.id == place) {
-            let gone = state.places.remove(at);
-            state.normal_in_flight -= gone.normal;
-        }
+        state.places.retain(|candidate| candidate.id != place);
         state.after_loss(self.connections_max, now)
     }
 
@@ -391,11 +384,15 @@ impl State {
     }
 
     /// How many more of normal rank may be in flight: a tenth of the origin's streams, at least one where there is more than
-    /// one, is kept for high rank (DESIGN 2.2).
+    /// one, is kept for high rank (DESIGN 2.2). Retiring connections count on neither side.
     fn normal_allowed(&self) -> usize {
-        let total: usize = self.places.iter().filter(|place| !place.retiring).map(|place| place.limit).sum();
+        let (mut total, mut normal) = (0, 0);
+        for place in self.places.iter().filter(|place| !place.retiring) {
+            total += place.limit;
+            normal += place.normal;
+        }
         let kept = if total > 1 { (total / 10).max(1) } else { 0 };
-        (total - kept).saturating_sub(self.normal_in_flight)
+        (total - kept).saturating_sub(normal)
     }
 
     /// Wakes as many connections as what is queued can use, and asks for a further one when those that are open are full.
@@ -622,6 +619,17 @@ mod tests {
         let (taken, _held, _) = desk.pull(first, &mut report(10, 0), Waker::noop());
         assert_eq!(taken.len(), 9);
         assert!(desk.destination.leave(first, desk.now).connect);
+        let second = desk.destination.connected(Protocol::Http2, 10);
+        assert_eq!(desk.pull(second, &mut report(10, 0), Waker::noop()).0.len(), 9);
+    }
+
+    #[test]
+    fn what_hangs_on_a_retiring_connection_takes_no_stream_of_another() {
+        let mut desk = Desk::new(1);
+        let _ = desk.post(Urgency::Normal, 20);
+        let first = desk.destination.connected(Protocol::Http2, 10);
+        let (_, _held, _) = desk.pull(first, &mut report(10, 0), Waker::noop());
+        assert!(desk.destination.retire(first, false, desk.now).connect);
         let second = desk.destination.connected(Protocol::Http2, 10);
         assert_eq!(desk.pull(second, &mut report(10, 0), Waker::noop()).0.len(), 9);
     }
