@@ -299,11 +299,11 @@ impl Answerer {
     }
 }
 
-/// Ends when the peer has closed its side altogether.
+/// Ends when the peer has closed the connection. One that has only said that it sends nothing more still reads.
 async fn gone(out: &OwnedWriteHalf) {
     loop {
-        match out.ready(tokio::io::Interest::READABLE).await {
-            Ok(ready) if ready.is_read_closed() => return,
+        match out.ready(tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE).await {
+            Ok(ready) if ready.is_write_closed() => return,
             Ok(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             Err(_) => return,
         }
@@ -329,7 +329,10 @@ fn first_number(store: &Store, after: &After) -> Result<u64, Refusal> {
     let number = match after {
         After::Oldest => return Ok(range.oldest),
         After::Newest => return Ok(range.newest),
-        After::Cursor(text) => text.strip_prefix(cursor(store, 0).trim_end_matches('0')).and_then(|number| number.parse().ok()),
+        After::Cursor(text) => text
+            .strip_prefix(cursor(store, 0).trim_end_matches('0'))
+            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+            .and_then(|digits| digits.parse().ok()),
     };
     match number {
         Some(number) if (range.oldest..=range.newest).contains(&number) => Ok(number),

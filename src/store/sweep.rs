@@ -476,13 +476,16 @@ impl Sweep {
             let old = first_event_time(value).is_some_and(|time| time < cutoff);
             // Where the log is too large its oldest tenth goes, row by row, and the next round looks again.
             let oldest = too_large && seen < 1 + bytes / (10 * (value.len() as u64 + 1));
-            keep_from = Some(row.to_vec());
-            seen += 1;
+            if old || oldest {
+                seen += 1;
+                // Behind it: it may be the last one.
+                let mut behind = row.to_vec();
+                behind.push(0);
+                keep_from = Some(behind);
+            }
             old || oldest
         })?;
-        if let Some(keep_from) = keep_from
-            && seen > 1
-        {
+        if let Some(keep_from) = keep_from {
             ranges.push((family::EVENTS, vec![0; 8], keep_from.clone()));
             put.push((family::META, b"events_first".to_vec(), keep_from));
         }

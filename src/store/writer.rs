@@ -319,7 +319,6 @@ impl Writer {
 
     /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
     pub fn run(mut self, progress: impl Fn()) -> Result<(), WriteError> {
-        self.end_rest();
         loop {
             progress();
             self.wait();
@@ -341,26 +340,6 @@ impl Writer {
             self.watch_lateness();
             if self.stopping && !self.checkpoint.dirty() && self.commits.is_empty() {
                 return Ok(());
-            }
-        }
-    }
-
-    /// What of a cancelled or expired list was in flight when the process ended is not sent again: it ends as the rest did.
-    fn end_rest(&mut self) {
-        for (key, list) in self.store.lists.all() {
-            let (over, done) = {
-                let mut state = list_state(&list);
-                (state.over.take(), state.done())
-            };
-            match over {
-                Some(ending) => {
-                    self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" })
-                }
-                None if done => {
-                    self.checkpoint.touch();
-                    self.checkpoint.lists.insert(key, list);
-                }
-                None => {}
             }
         }
     }

@@ -1,0 +1,226 @@
+//! `events`: order, cursors, limits, filters, following, trimming.
+
+use super::*;
+
+fn ask(client: &mut Client, more: Value) -> (Vec<Value>, Value) {
+    let mut request = json!({"op": "events"});
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    client.events(&request).expect("events")
+}
+
+/// Sends one message to each, all of which end as `gone`.
+fn bury(mock: &Mock, client: &mut Client, browsers: &[Subscription], more: Value) -> Vec<Value> {
+    for browser in browsers {
+        mock.set_fault(Scope::Subscription(browser.token.clone()), Fault::status(410));
+    }
+    let mut ids = Vec::new();
+    for browser in browsers {
+        let id = id_of(&client.ok(&send(std::slice::from_ref(browser), more.clone())));
+        wait_ended(client, &id);
+        ids.push(id);
+    }
+    ids
+}
+
+#[test]
+fn events_are_in_order_and_paged_by_cursors() {
+    let (mock, mut daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let (none, end) = ask(&mut client, json!({}));
+    assert_eq!((none.len(), &end["more"]), (0, &json!(false)));
+    let at_first = end["cursor"].clone();
+    let browsers = mock.subscribe(0, 7);
+    let ids = bury(&mock, &mut client, &browsers, json!({"label": "l", "ref": "m"}));
+    for restart in [false, true] {
+        if restart {
+            daemon.kill9();
+            daemon.restart().unwrap();
+            client = daemon.client();
+        }
+        for after in [json!(null), json!("oldest"), at_first.clone()] {
+            let (events, end) = ask(&mut client, json!({"after": after}));
+            let named: Vec<Value> = events.iter().map(id_of).collect();
+            assert_eq!(named, ids);
+            assert_eq!((&end["more"], &end["cursor"]), (&json!(false), &events[6]["cursor"]));
+            for (event, browser) in events.iter().zip(&browsers) {
+                assert_eq!((&event["type"], &event["status"], &event["app"]), (&json!("gone"), &json!(410), &json!("default")));
+                assert_eq!(
+                    (&event["label"], &event["message_ref"], &event["service"]),
+                    (&json!("l"), &json!("m"), &json!(mock.host(0)))
+                );
+                assert!(event["reason"].is_string());
+                millis(&event["time"]);
+                // DESIGN 3.3: an application can compute it.
+                use base64::Engine;
+                use sha2::Digest;
+                let hash = sha2::Sha256::digest(browser.endpoint.as_bytes());
+                let id = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&hash[..12]);
+                assert_eq!(event["subscription_id"], id);
+            }
+        }
+        // Page by page.
+        let (mut seen, mut after, mut pages) = (Vec::new(), json!("oldest"), 0);
+        loop {
+            let (events, end) = ask(&mut client, json!({"after": after, "limit": 3}));
+            assert!(events.len() <= 3);
+            seen.extend(events.iter().map(id_of));
+            after = end["cursor"].clone();
+            pages += 1;
+            if end["more"] == false {
+                break;
+            }
+            assert_eq!(events.len(), 3);
+        }
+        assert_eq!((seen, pages), (ids.clone(), 3));
+        let (events, end) = ask(&mut client, json!({"after": "newest"}));
+        assert_eq!((events.len(), &end["cursor"]), (0, &after));
+    }
+    // Of another store, beyond the end, no cursor at all.
+    let newest = ask(&mut client, json!({"after": "newest"})).1["cursor"].as_str().unwrap().to_owned();
+    let (store, number) = newest.rsplit_once('-').unwrap();
+    let number: u64 = number.parse().unwrap();
+    for wrong in [
+        format!("{store}-{}", number + 1),
+        format!("0000000000000000-{number}"),
+        "nonsense".into(),
+        format!("{store}-"),
+        format!("{store}-+1"),
+    ] {
+        let error = client.error(&json!({"op": "events", "after": wrong}));
+        assert_eq!(
+            (&error["code"], &error["field"], &error["newest"]),
+            (&json!("cursor_expired"), &json!("after"), &json!(newest)),
+            "{wrong}"
+        );
+        assert_eq!(ask(&mut client, json!({"after": error["oldest"]})).0.len(), 7);
+    }
+    assert_eq!(client.error(&json!({"op": "events", "limit": 0}))["field"], "limit");
+}
+
+#[test]
+fn every_filter_filters() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 3);
+    let gone = bury(&mock, &mut client, &browsers[..2], json!({"label": "a"}));
+    let cancelled = id_of(&client.ok(&send(&browsers[2..], json!({"label": "b", "paused": true}))));
+    client.ok(&json!({"op": "cancel", "message_id": cancelled}));
+    let (events, _) = ask(&mut client, json!({}));
+    assert_eq!(events.len(), 3);
+    for (filter, wanted) in [
+        (json!({"types": ["gone"]}), vec![&gone[0], &gone[1]]),
+        (json!({"types": ["cancelled", "expired"]}), vec![&cancelled]),
+        (json!({"types": ["accepted"]}), vec![]),
+        (json!({"label": "a"}), vec![&gone[0], &gone[1]]),
+        (json!({"label": "c"}), vec![]),
+        (json!({"app": "default"}), vec![&gone[0], &gone[1], &cancelled]),
+        (json!({"message_id": gone[1]}), vec![&gone[1]]),
+        (json!({"subscription_id": events[2]["subscription_id"]}), vec![&cancelled]),
+        (json!({"account": "nobody"}), vec![]),
+        (json!({"label": "a", "subscription_id": events[2]["subscription_id"]}), vec![]),
+        (json!({"label": "a", "limit": 1}), vec![&gone[0]]),
+        (json!({"types": ["cancelled"], "limit": 1}), vec![&cancelled]),
+    ] {
+        let (events, end) = ask(&mut client, filter.clone());
+        assert_eq!(events.iter().map(|event| &event["message_id"]).collect::<Vec<_>>(), wanted, "{filter}");
+        assert!(end["cursor"].is_string() && end["more"].is_boolean());
+    }
+}
+
+#[test]
+fn following_tells_events_as_they_come_and_is_the_last_request() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 5);
+    let before = bury(&mock, &mut client, &browsers[..1], json!({"label": "a"}));
+    let mut follower = daemon.client();
+    let mut filtered = daemon.client();
+    let mut limited = daemon.client();
+    let mut half = daemon.client();
+    follower
+        .send_raw(b"{\"op\":\"ping\",\"id\":1}\n{\"op\":\"events\",\"follow\":true,\"id\":2}\n{\"op\":\"ping\",\"id\":3}\n")
+        .unwrap();
+    filtered.send(&json!({"op": "events", "follow": true, "after": "newest", "label": "b"})).unwrap();
+    limited.send(&json!({"op": "events", "follow": true, "limit": 2, "id": "l"})).unwrap();
+    // It sends nothing more, but it reads.
+    half.send(&json!({"op": "events", "follow": true})).unwrap();
+    half.finish().unwrap();
+    assert_eq!(follower.recv().unwrap()["id"], 1);
+    assert_eq!(id_of(&follower.recv().unwrap()), before[0]);
+    std::thread::sleep(Duration::from_millis(300));
+    let later = bury(&mock, &mut client, &browsers[1..3], json!({"label": "a"}));
+    let other = bury(&mock, &mut client, &browsers[3..], json!({"label": "b"}));
+    for id in later.iter().chain(&other) {
+        assert_eq!(id_of(&follower.recv().unwrap()), *id);
+    }
+    for id in &other {
+        assert_eq!(id_of(&filtered.recv().unwrap()), *id);
+    }
+    for id in [&before[0], &later[0]] {
+        assert_eq!(id_of(&limited.recv().unwrap()), *id);
+    }
+    let end = limited.recv().unwrap();
+    assert_eq!((&end["id"], &end["ok"]), (&json!("l"), &json!(true)));
+    assert!(limited.at_end().unwrap(), "it was the last request");
+    for id in before.iter().chain(&later).chain(&other) {
+        assert_eq!(id_of(&half.recv().unwrap()), *id);
+    }
+    follower.set_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(follower.recv().is_err(), "what came behind it is not answered");
+}
+
+#[test]
+fn only_the_types_that_are_logged_are_kept() {
+    let (mock, daemon) = start(|config| config.set("events.log", json!(["accepted", "cancelled"])));
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 80);
+    bury(&mock, &mut client, &browsers[..1], json!({}));
+    let id = id_of(&client.ok(&json!({"op": "send", "to": {"subscriptions": [{"endpoint": browsers[1].endpoint, "keys": browsers[1].json()["keys"], "ref": "r1"}]}})));
+    wait_ended(&mut client, &id);
+    let (events, _) = ask(&mut client, json!({}));
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!((&events[0]["type"], &events[0]["ref"], &events[0]["status"]), (&json!("accepted"), &json!("r1"), &json!(201)));
+    // A list ends by one event that counts.
+    let list = id_of(&client.ok(&send(&browsers[1..], json!({"paused": true, "ref": "whole"}))));
+    client.ok(&json!({"op": "cancel", "message_id": list}));
+    let events = wait_events(&mut client, &list, 1);
+    assert_eq!(
+        (&events[0]["count"], &events[0]["message_ref"], events[0].get("subscription_id")),
+        (&json!(79), &json!("whole"), None)
+    );
+}
+
+#[test]
+fn a_list_out_of_time_is_told_in_one_event() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 70);
+    let list = id_of(&client.ok(&send(&browsers, json!({"paused": true, "ttl": 1}))));
+    let told = wait_ended(&mut client, &list);
+    assert_eq!((&told["state"], &told["expired"]), (&json!("done"), &json!(70)));
+    let events = wait_events(&mut client, &list, 1);
+    assert_eq!((events.len(), &events[0]["count"], &events[0]["type"]), (1, &json!(70), &json!("expired")));
+}
+
+#[test]
+fn old_events_are_trimmed_and_their_cursors_expire() {
+    let (mock, daemon) = start(|config| config.set("events.retention", 2).set("messages.retention", 2));
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 6);
+    bury(&mock, &mut client, &browsers[..3], json!({}));
+    let (events, _) = ask(&mut client, json!({"limit": 1}));
+    let cursor = events[0]["cursor"].clone();
+    std::thread::sleep(Duration::from_millis(2_500));
+    let kept = bury(&mock, &mut client, &browsers[3..], json!({}));
+    let error = wait_for("the trimming", || {
+        client.send(&json!({"op": "events", "after": cursor})).unwrap();
+        let line = wait_for("a reply", || Some(client.recv().unwrap()).filter(|line| line.get("ok").is_some()));
+        (line["ok"] == false).then(|| line["error"].clone())
+    });
+    assert_eq!((&error["code"], &error["field"]), (&json!("cursor_expired"), &json!("after")));
+    let (events, end) = ask(&mut client, json!({"after": error["oldest"]}));
+    assert!(events.len() <= 3 && events.iter().all(|event| kept.contains(&event["message_id"])), "{events:?}");
+    assert_eq!(end["cursor"], error["newest"]);
+}
