@@ -19,6 +19,9 @@ pub mod limits;
 #[path = "../../src/message.rs"]
 pub mod message;
 
+#[path = "../../src/outcome/retry_after.rs"]
+pub mod retry_after;
+
 #[path = "../../src/ingest"]
 pub mod ingest {
     pub mod json;
