@@ -19,6 +19,7 @@ pub mod limits;
 #[path = "../../src/message.rs"]
 pub mod message;
 
+
 #[path = "../../src/ingest"]
 pub mod ingest {
     pub mod json;

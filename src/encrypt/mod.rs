@@ -293,15 +293,22 @@ impl Shared {
 
     /// A run that could not be read: its lane is told to read it again.
     fn settle_unread(&self, run: &Run) {
-        let _ended = self.settles.send(match &run.source {
-            Source::Row(key) => Settle::Unread { batch: key.batch(), count: key.count, due: None },
-            Source::Chunk(key, list) => Settle::Unread { batch: key.batch(list.message.urgency), count: key.count, due: None },
-            Source::Due(keys) => match keys.first() {
-                Some(first) => Settle::Unread { batch: first.delivery.batch, count: 0, due: Some(first.time) },
-                None => return,
-            },
-        });
+        if let Some(unread) = unread(run) {
+            let _ended = self.settles.send(unread);
+        }
     }
+}
+
+/// Tells the lane of a run to read it again.
+pub(crate) fn unread(run: &Run) -> Option<Settle> {
+    Some(match &run.source {
+        Source::Row(key) => Settle::Unread { batch: key.batch(), count: key.count, due: None },
+        Source::Chunk(key, list) => Settle::Unread { batch: key.batch(list.message.urgency), count: key.count, due: None },
+        Source::Due(keys) => {
+            let first = keys.first()?;
+            Settle::Unread { batch: first.delivery.batch, count: 0, due: Some(first.time) }
+        }
+    })
 }
 
 fn end(ending: Ending, reason: &'static str) -> Settlement {
@@ -312,18 +319,19 @@ fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settl
     Settled { delivery, what: end(ending, reason) }
 }
 
+/// What [`load`] found.
 #[derive(Default)]
-struct Loaded {
+pub(crate) struct Loaded {
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
-    deliveries: Vec<Box<Delivery>>,
+    pub(crate) deliveries: Vec<Box<Delivery>>,
     /// Rows of `due` that nobody needs any more.
-    stale: Vec<DueKey>,
+    pub(crate) stale: Vec<DueKey>,
     /// Something could not be read, or not be claimed, just now: its lane reads it again.
-    back: bool,
+    pub(crate) back: bool,
 }
 
 /// Claims and reads the deliveries of a run.
-fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
+pub(crate) fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
     let mut deliveries = Vec::new();
     match &run.source {
         Source::Row(key) => {

@@ -714,6 +714,9 @@ pub fn list_state(list: &live::List) -> std::sync::MutexGuard<'_, live::ListStat
     lock(&list.state)
 }
 
+#[cfg(test)]
+mod model;
+
 /// Serves tests that need a store of their own.
 #[cfg(test)]
 pub mod testing {

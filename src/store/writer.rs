@@ -322,26 +322,28 @@ impl Writer {
         loop {
             progress();
             self.wait();
-            self.settle_all();
-            self.watch_lateness();
-            if self.full.is_some() {
-                self.refuse_commits();
-                self.try_reopen()?;
-                if self.stopping && self.full.is_some() {
-                    return Ok(());
-                }
-                continue;
-            }
-            self.release_some();
-            self.keep_first_rows();
-            let (writes, group) = self.collect();
-            let checkpoint_due = self.checkpoint.forced || self.checkpoint_due() || self.stopping;
-            self.write(writes, group, checkpoint_due)?;
-            self.watch_lateness();
-            if self.stopping && !self.checkpoint.dirty() && self.commits.is_empty() {
+            if self.turn()? {
                 return Ok(());
             }
         }
+    }
+
+    /// Does what there is to do; true if that was the last of it.
+    fn turn(&mut self) -> Result<bool, WriteError> {
+        self.settle_all();
+        self.watch_lateness();
+        if self.full.is_some() {
+            self.refuse_commits();
+            self.try_reopen()?;
+            return Ok(self.stopping && self.full.is_some());
+        }
+        self.release_some();
+        self.keep_first_rows();
+        let (writes, group) = self.collect();
+        let checkpoint_due = self.checkpoint.forced || self.checkpoint_due() || self.stopping;
+        self.write(writes, group, checkpoint_due)?;
+        self.watch_lateness();
+        Ok(self.stopping && !self.checkpoint.dirty() && self.commits.is_empty())
     }
 
     /// Waits for work, at most until the next checkpoint is due.
@@ -2287,4 +2289,26 @@ fn stored_counts(store: &Store, key: &StatsKey, kind: u8) -> Counts {
         .flatten()
         .and_then(|row| Take::versioned(row).and_then(|mut take| record::take_counts(&mut take)).ok())
         .unwrap_or_default()
+}
+
+/// For tests that play the writer's thread themselves.
+#[cfg(test)]
+impl Writer {
+    /// One turn of its loop, which waits for nothing. Gives whether it wrote a checkpoint.
+    pub(super) fn play(&mut self) -> bool {
+        let before = self.last_checkpoint;
+        self.turn().expect("the store is written");
+        self.last_checkpoint != before
+    }
+
+    /// The next turn writes a checkpoint.
+    pub(super) fn force(&mut self) {
+        self.checkpoint.touch();
+        self.checkpoint.forced = true;
+    }
+
+    /// Nothing is left but what waits for the next checkpoint.
+    pub(super) fn idle(&self) -> bool {
+        self.settles.is_empty() && self.commits.is_empty() && self.releasing.is_empty() && !self.checkpoint.forced
+    }
 }

@@ -1,0 +1,94 @@
+//! What it costs to pick what is due: 10,000 rows of singles in one lane, by the recipients of a row, read from the store and handed out
+//! to an origin that answers everything at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use fanfare::config;
+use fanfare::message::{Lane, Origin, Service, UnixMillis, Urgency};
+use fanfare::schedule::lane::Heard;
+use fanfare::schedule::origins::Table;
+use fanfare::schedule::{Queues, Run, Schedule};
+use fanfare::store::key::WorkKey;
+use fanfare::store::writer::{News, Settle};
+use fanfare::store::{Rows, Store, family};
+
+const ROWS: u64 = 10_000;
+const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+const ORIGIN: &str = "https://fcm.googleapis.com";
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = [1, 16, 256], sample_count = 10)]
+fn hand_out(bencher: Bencher, recipients: u16) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = config::Store {
+        checkpoint_interval: Duration::from_millis(250),
+        cache_mb: 64,
+        min_free_percent: 0.0,
+        reserve_mb: 1,
+        fresh_mb: 1,
+    };
+    fill(&Store::open(directory.path(), &settings, &[]).expect("it opens"), recipients);
+    let store = Arc::new(Store::open(directory.path(), &settings, &[]).expect("it opens"));
+    bencher
+        .counter(ItemsCount::new(ROWS * u64::from(recipients)))
+        .with_inputs(|| Played::new(&store))
+        .bench_local_values(|mut played| played.all(ROWS * u64::from(recipients)));
+}
+
+fn fill(store: &Store, recipients: u16) {
+    let mut rows = Rows::new();
+    let reader = store.reader().expect("it is open");
+    let mut name = b"origin/".to_vec();
+    name.extend_from_slice(&Service::FCM.0.to_be_bytes());
+    name.extend_from_slice(ORIGIN.as_bytes());
+    rows.put(&reader, family::META, name, []);
+    let lane = Lane { service: Service::FCM, urgency: Urgency::Normal };
+    for commit in 1..=ROWS {
+        let key = WorkKey { lane, commit, piece: 0, count: recipients };
+        rows.put(&reader, family::WORK, key.encode(), [0; 512]);
+    }
+    drop(reader);
+    store.write(rows).expect("it is written");
+}
+
+struct Played {
+    schedule: Schedule,
+    table: Arc<Table>,
+    high: Receiver<Run>,
+    normal: Receiver<Run>,
+    _writer: Receiver<Settle>,
+}
+
+impl Played {
+    fn new(store: &Arc<Store>) -> Played {
+        let (wake, _rung) = bounded(1);
+        let (high_in, high) = bounded(4);
+        let (normal_in, normal) = bounded(4);
+        let (settles, _writer) = bounded(16);
+        let table = Arc::new(Table::new(16, |_| 1_000));
+        let queues = Queues { high: high_in, normal: normal_in };
+        let schedule = Schedule::new(store.clone(), Arc::new(News::new(wake)), table.clone(), queues, settles).expect("it reads");
+        Played { schedule, table, high, normal, _writer }
+    }
+
+    fn all(&mut self, deliveries: u64) {
+        let origin = Origin(Arc::from(ORIGIN));
+        let mut handed = 0;
+        while handed < deliveries {
+            self.schedule.step(NOW);
+            for run in self.high.try_iter().chain(self.normal.try_iter()) {
+                handed += u64::from(run.most);
+                for _ in 0..run.most {
+                    self.table.answered(Service::FCM, &origin, NOW, Some(Heard::Answer), None);
+                }
+            }
+        }
+    }
+}
