@@ -34,7 +34,11 @@ fn gone_is_told_once_and_never_tried_again() {
         wait_ended(&mut client, id);
     }
     let of_list = status(&mut client, &ids[10]);
-    assert_eq!((&of_list["accepted"], &of_list["gone"], &of_list["state"]), (&json!(68), &json!(22), &json!("done")), "{of_list}");
+    assert_eq!(
+        (&of_list["accepted"], &of_list["gone"], &of_list["state"]),
+        (&json!(68), &json!(22), &json!("done")),
+        "{of_list}"
+    );
     assert_eq!((&of_list["retries"], &of_list["in_flight"]), (&json!(0), &json!(0)), "{of_list}");
 
     let told = events(&mut client);
@@ -48,7 +52,8 @@ fn gone_is_told_once_and_never_tried_again() {
         let kind = if gone(index) { "gone" } else { "accepted" };
         assert_eq!(event["type"], kind, "{event}");
         if gone(index) {
-            let expected = if answers[index / 4 % answers.len()].status == 410 { (410, "unsubscribed") } else { (404, "not_found") };
+            let expected =
+                if answers[index / 4 % answers.len()].status == 410 { (410, "unsubscribed") } else { (404, "not_found") };
             assert_eq!((&event["status"], &event["reason"]), (&json!(expected.0), &json!(expected.1)), "{event}");
         }
         assert_eq!(event["message_id"], ids[index.min(10)], "{event}");

@@ -27,7 +27,9 @@ fn a_503_with_a_time_closes_the_origin_until_then() {
         let told = now() + 4.0;
         let answer = match date {
             false => Fault::status(503).retry_after(3),
-            true => Fault::status(503).header("retry-after", &http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(told as u64))),
+            true => {
+                Fault::status(503).header("retry-after", &http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(told as u64)))
+            }
         };
         mock.set_fault_times(of(&browsers[0].token), answer, 1);
         let first = send(&mut client, &browsers[0], json!({"payload": format!("first {date}")}));
@@ -88,8 +90,7 @@ fn a_429_of_an_unnamed_service_concerns_that_delivery_only() {
 #[test]
 fn each_vendor_s_throttle_has_its_own_scope() {
     let hosts = ["fcm.googleapis.com", "web.push.apple.com", "wns2-a.notify.windows.com", "wns2-b.notify.windows.com"];
-    let mock =
-        Mock::start(Options { listeners: 1, hosts: hosts.map(str::to_owned).to_vec(), ..Options::default() });
+    let mock = Mock::start(Options { listeners: 1, hosts: hosts.map(str::to_owned).to_vec(), ..Options::default() });
     let daemon = daemon_of_real_names(&mock);
     let mut client = daemon.client();
     let at = |host: &str, n| mock.subscribe_with(0, n, &Subscribe { host: Some(host.to_owned()), ..Subscribe::default() });
@@ -107,16 +108,17 @@ fn each_vendor_s_throttle_has_its_own_scope() {
     for url in ["https://fcm.googleapis.com", "https://wns2-a.notify.windows.com", "https://wns2-b.notify.windows.com"] {
         wait_origin(&mut client, url, "closed");
     }
-    let others: Vec<String> = [&fcm[2], &apple[2], &wns[2], &wns_b[2]]
-        .map(|browser| send(&mut client, browser, json!({"payload": "other"})))
-        .to_vec();
+    let others: Vec<String> =
+        [&fcm[2], &apple[2], &wns[2], &wns_b[2]].map(|browser| send(&mut client, browser, json!({"payload": "other"}))).to_vec();
     assert_eq!(wait_ended(&mut client, &others[1])["accepted"], 1, "Apple means one device");
     let apple_other = time(&mock.received_by(&apple[2])[0]);
     assert!(apple_other < time(&mock.received_by(&fcm[1])[0]) + 4.0, "and its others do not wait");
     for id in throttled.iter().chain(&others) {
         assert_eq!(wait_ended(&mut client, id)["accepted"], 1);
     }
-    for (first, waiting) in [(&fcm[1], vec![&fcm[1], &fcm[2]]), (&wns[1], vec![&wns[1], &wns[2], &wns_b[2]]), (&apple[1], vec![&apple[1]])] {
+    for (first, waiting) in
+        [(&fcm[1], vec![&fcm[1], &fcm[2]]), (&wns[1], vec![&wns[1], &wns[2], &wns_b[2]]), (&apple[1], vec![&apple[1]])]
+    {
         let told = time(&mock.received_by(first)[0]) + 4.0;
         for browser in waiting {
             let last = mock.received_by(browser).last().map(time).expect("it arrived");
