@@ -5,6 +5,7 @@
 //! An outcome byte: three low bits are the state (0 waiting in its row, 1 to 6 an [`Ending`], 7 waiting by itself in `due`),
 //! five high bits count retries (31 means 31 or more).
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -120,6 +121,11 @@ impl Batch {
         free
     }
 
+    /// Whether a delivery has ended.
+    pub fn has_ended(&self, index: u16) -> bool {
+        lock(&self.outcomes).bytes.get(usize::from(index)).is_some_and(|byte| ending(*byte).is_some())
+    }
+
     /// Gives a claim back.
     pub fn release(&self, index: u16) {
         let mut outcomes = lock(&self.outcomes);
@@ -149,7 +155,9 @@ impl Batch {
     pub fn end_if_free(&self, index: u16, ending: Ending) -> bool {
         let mut outcomes = lock(&self.outcomes);
         let at = usize::from(index);
-        if outcomes.busy[at] || !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+        // A damaged row may be shorter than it was.
+        let waits = outcomes.bytes.get(at).is_some_and(|byte| matches!(byte & STATE, WAITING | MOVED));
+        if !waits || outcomes.busy[at] {
             return false;
         }
         outcomes.bytes[at] = outcomes.bytes[at] & !STATE | ending as u8;
@@ -250,7 +258,8 @@ impl Batches {
         }
     }
 
-    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room.
+    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room. None as well if it was loaded already: its
+    /// row is on disk before it is told, so somebody may have claimed in it.
     pub fn insert_fresh(&self, id: BatchId, count: u16, row: Bytes) -> Option<Arc<Batch>> {
         let bytes = row.len();
         if self.fresh_used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.fresh_limit {
@@ -260,8 +269,13 @@ impl Batches {
         let share = FreshShare { used: self.fresh_used.clone(), bytes };
         let batch = Arc::new(Batch::new(id, vec![WAITING; usize::from(count)], Some(row), Some(share)));
         debug_assert!(batch.fresh.is_some());
-        lock(&self.map).insert(id, batch.clone());
-        Some(batch)
+        match lock(&self.map).entry(id) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => {
+                place.insert(batch.clone());
+                Some(batch)
+            }
+        }
     }
 
     /// Forgets what nobody holds or is busy with. Called by the writer alone, which holds what the next checkpoint writes.
@@ -309,8 +323,10 @@ pub struct List {
 /// What of a list changes. Written by the writer; `in_flight` also by the workers that claim.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListState {
-    /// Chunks so far, by service.
+    /// Chunks so far, by service: numbered when they are taken.
     pub chunks: BTreeMap<Service, u32>,
+    /// Those of them that are on disk: what may be read.
+    pub written: BTreeMap<Service, u32>,
     /// No recipients will be added.
     pub closed: bool,
     pub paused: bool,
@@ -339,15 +355,18 @@ impl List {
         Lane { service, urgency: self.message.urgency }
     }
 
-    /// Claims of a chunk what waits, unless the list is over or paused.
-    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Vec<u16> {
+    /// Claims of a chunk what waits: nothing if the list is over. None: it is paused, so this must be read again later.
+    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Option<Vec<u16>> {
         let mut state = lock(&self.state);
-        if state.over.is_some() || state.paused {
-            return Vec::new();
+        if state.over.is_some() {
+            return Some(Vec::new());
+        }
+        if state.paused {
+            return None;
         }
         let claimed = batch.claim(from, most);
         state.in_flight += claimed.len() as u64;
-        claimed
+        Some(claimed)
     }
 
     /// Claims one that waits by itself, unless the list is over.
@@ -406,7 +425,7 @@ pub enum Holder {
 #[derive(Clone, Debug, Default)]
 pub struct RuleSet {
     pub paused: HashSet<Holder>,
-    /// Cancelled are messages up to this commit.
+    /// Cancelled are messages whose order lies below this.
     pub cancelled: HashMap<Holder, u64>,
 }
 
@@ -425,7 +444,7 @@ impl RuleSet {
             && holders(id, app, label)
                 .into_iter()
                 .flatten()
-                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.commit() <= *upto))
+                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.order() < *upto))
     }
 
     /// Whether the message is held back.
@@ -500,6 +519,8 @@ mod tests {
         assert!(held.is_some());
         assert!(batches.insert_fresh(id(2), 1, Bytes::from_static(b"123456")).is_none());
         batches.evict();
+        assert_eq!(batches.usage(), (6, 1));
+        assert!(batches.insert_fresh(id(1), 1, Bytes::from_static(b"1")).is_none(), "it is in memory already");
         assert_eq!(batches.usage(), (6, 1));
         drop(held);
         batches.evict();

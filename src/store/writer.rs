@@ -28,7 +28,7 @@ use crate::store::key::{self, ChunkKey, DueKey, Waiting, WorkKey};
 use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
-use crate::store::{ReadError, Rows, Store, WriteError, family, list_state, number};
+use crate::store::{LastCommit, ReadError, Rows, Store, WriteError, family, list_state, number};
 
 /// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
 const WAITING_PIECE: u16 = 0x8000;
@@ -36,6 +36,8 @@ const WAITING_PIECE: u16 = 0x8000;
 const COMMIT_RECIPIENTS: usize = 16_384;
 /// Rows that `resume` moves between two looks at the channels.
 const RELEASE_SLICE: usize = 2_048;
+/// A row of `due` may be made this long after the time in its key, in milliseconds: what was settled waits in channels.
+const DUE_MARGIN_MILLIS: u64 = 60_000;
 /// How often the first live row of each lane is looked up and kept.
 const FIRST_ROWS_EVERY: Duration = Duration::from_secs(10);
 
@@ -61,12 +63,14 @@ pub enum Settlement {
 /// What reaches the writer beside commits.
 pub enum Settle {
     Slice(Vec<Settled>),
-    /// A run that could not be read, because the store was being reopened: its lane reads it again.
+    /// A run that was not worked on, because the store was being reopened or its list was paused: its lane reads it again.
     Unread {
         batch: BatchId,
         count: u16,
         due: Option<UnixMillis>,
     },
+    /// Rows of `due` whose deliveries have ended.
+    Stale(Vec<DueKey>),
     /// A list's deadline passed.
     Over(ListKey, Ending),
     /// From `sweep`: rows of `expiry` to make and to drop.
@@ -235,6 +239,8 @@ struct Group {
     superseded: Vec<(DeliveryId, MessageId)>,
     lists: Vec<ListKey>,
     due: BTreeMap<Lane, UnixMillis>,
+    /// Rows of origins that were met for the first time.
+    origins: Vec<Vec<u8>>,
     /// What to restore if the batch cannot be written.
     undo_lists: HashMap<ListKey, Option<ListState>>,
     random: [u8; 256],
@@ -252,12 +258,10 @@ impl Writer {
         cancelled: Sender<()>,
     ) -> Result<Writer, ReadError> {
         let reader = store.reader()?;
-        let stored = |name: &str| -> Result<u64, ReadError> {
-            Ok(reader.value(family::META, name)?.and_then(|bytes| Take::new(bytes).u64().ok()).unwrap_or(0))
-        };
-        let next_commit = stored("commit")? + 1;
-        let pending = stored("pending")?;
-        let events_end = stored("events_end")?.max(1);
+        let last = reader.value(family::META, "last")?.map(|row| LastCommit::decode(row).map_err(|record::Corrupt| ReadError));
+        let (next_commit, pending) = last.transpose()?.map_or((1, 0), |last| (last.commit + 1, last.pending));
+        let events_end = reader.value(family::META, "events_end")?.map(|row| Take::new(row).u64().map_err(|_| ReadError));
+        let events_end = events_end.transpose()?.unwrap_or(1);
         let mut releasing = VecDeque::new();
         reader.scan(family::META, b"release/", b"release0", |_, value| {
             releasing.extend(holder_from(Bytes::copy_from_slice(value)));
@@ -268,7 +272,7 @@ impl Writer {
         store.events_end.send_replace(events_end);
         load_rules(&store)?;
         load_lists(&store)?;
-        Ok(Writer {
+        let mut writer = Writer {
             store,
             settings,
             commits,
@@ -284,7 +288,26 @@ impl Writer {
             pending_synced: pending,
             full: None,
             stopping: false,
-        })
+        };
+        writer.end_what_is_over();
+        Ok(writer)
+    }
+
+    /// Lists that were over, or done, when the last run ended, and whose last recipients or whose end did not reach the disk: what
+    /// was in flight then is not sent again, so it ends now.
+    fn end_what_is_over(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            if let Some(ending) = over {
+                self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+            } else if done {
+                self.checkpoint.touch();
+                self.checkpoint.lists.insert(key, list);
+            }
+        }
     }
 
     /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
@@ -293,6 +316,7 @@ impl Writer {
             progress();
             self.wait();
             self.settle_all();
+            self.watch_lateness();
             if self.full.is_some() {
                 self.refuse_commits();
                 self.try_reopen()?;
@@ -319,6 +343,8 @@ impl Writer {
             return;
         }
         let patience = match self.checkpoint.since {
+            // Nothing is written before the next try.
+            _ if self.full.is_some() => Duration::from_millis(500),
             Some(since) => self.settings.checkpoint_interval.saturating_sub(since.elapsed()),
             None => Duration::from_millis(500),
         };
@@ -344,9 +370,10 @@ impl Writer {
 
     /// Closes the gate of promise 2 while outcomes that are not on disk are more, or much older, than they may be.
     fn watch_lateness(&self) {
-        let late = self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES
-            || self.checkpoint.since.is_some_and(|since| since.elapsed() > self.settings.checkpoint_interval * 2);
-        self.store.gates.checkpoint_late.store(late, Ordering::Relaxed);
+        let gates = &self.store.gates;
+        gates.too_many_unsynced.store(self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES, Ordering::Relaxed);
+        // A row of `expiry` or a swept rule that waits makes nobody repeat anything.
+        gates.set_unsynced(self.checkpoint.since.filter(|_| self.checkpoint.outcomes > 0));
     }
 
     // ---- settling ----
@@ -374,6 +401,12 @@ impl Writer {
                 }
             }
             Settle::Unread { batch, count, due } => self.tell_back(batch, count, due),
+            Settle::Stale(rows) => {
+                self.checkpoint.touch();
+                for due in rows {
+                    self.drop_due(due);
+                }
+            }
             Settle::Over(key, ending) => {
                 if let Some(list) = self.store.lists.get(key) {
                     self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
@@ -481,6 +514,8 @@ impl Writer {
                 self.checkpoint.held.insert(held_key(&holder, &due), true);
                 // `resume` may have come while this delivery was on its way: then nobody else would let it go.
                 if !self.store.rules.load().paused.contains(&holder) && !self.releasing.contains(&holder) {
+                    let row = (family::META, rule_key("release", &holder), Some(holder_row(&holder)));
+                    self.checkpoint.rows.push(row);
                     self.releasing.push_back(holder);
                 }
                 if let Some((_, list)) = &list {
@@ -621,7 +656,6 @@ impl Writer {
             }
             writes.push((incoming, answers));
         }
-        self.supersede(&mut group);
         (writes, group)
     }
 
@@ -805,8 +839,9 @@ impl Writer {
                 row.extend_from_slice(&service.0.to_be_bytes());
                 row.extend_from_slice(origin.0.as_bytes());
                 let reader = self.store.reader()?;
-                group.rows.put(&reader, family::META, row, []);
+                group.rows.put(&reader, family::META, &row, []);
                 drop(reader);
+                group.origins.push(row);
                 self.store.services.learn(service, origin);
             }
         }
@@ -912,15 +947,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends what newer messages of the same topic have replaced, in the batch that brings the newer ones.
+    /// Ends what newer messages of the same topic have replaced: once the newer ones are on disk, and before they are told to the
+    /// scheduler. It is written with the next checkpoint, as every outcome is.
     fn supersede(&mut self, group: &mut Group) {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
-            let count = group.count_of(&delivery.batch);
-            let batch = match count {
-                Some(count) => self.store.batch(delivery.batch, count).map(Some),
-                None => self.store.find_batch(delivery.batch),
-            };
-            let Ok(Some(batch)) = batch else { continue };
+            let Ok(Some(batch)) = self.store.find_batch(delivery.batch) else { continue };
             let list = ListKey::of_batch(&delivery.batch).map(|key| (key, self.store.lists.get(key)));
             let freed = match &list {
                 None => batch.end_if_free(delivery.index, Ending::Skipped),
@@ -940,10 +971,9 @@ impl Writer {
                 continue;
             }
             self.checkpoint.change(&batch);
-            self.checkpoint.forced = true;
             let head = match list {
                 Some(_) => None,
-                None => group.heads.iter().find(|head| head.id == id).cloned().or_else(|| self.store.head(id).ok().flatten()),
+                None => self.store.head(id).ok().flatten(),
             };
             let list = list.and_then(|(_, list)| list);
             let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
@@ -1069,15 +1099,20 @@ impl Writer {
             }
         }
         group.remember(key, &list);
-        let duplicate = {
+        let (duplicate, done) = {
             let mut state = list_state(&list);
             let duplicate = state.closed;
             state.closed = true;
             if let Some(step) = step {
                 state.position = Some(step.position);
             }
-            duplicate
+            (duplicate, state.done())
         };
+        if done {
+            // Its last recipient has ended already: nothing else would bring it to the checkpoint that ends it.
+            self.checkpoint.touch();
+            self.checkpoint.lists.insert(key, list.clone());
+        }
         self.put_list_state(key, &list, group)?;
         let state = list_state(&list);
         Ok(Done::Added { recipients: state.counts.recipients, duplicate, position: state.position.clone() })
@@ -1121,18 +1156,15 @@ impl Writer {
     }
 
     /// What a message id names: an open list, or the head of a single; None: a list that has ended.
-    fn find_message(&self, id: MessageId, apps: &Apps, group: &Group) -> Result<Found, Failure> {
+    fn find_message(&self, id: MessageId, apps: &Apps) -> Result<Found, Failure> {
         match self.open_list(id, apps) {
             Ok((key, list)) => return Ok(Found::List(key, list)),
             Err(failure) if failure.problem.code == Code::Conflict => return Ok(Found::Ended),
             Err(failure) if failure.problem.code == Code::NotFound => {}
             Err(failure) => return Err(failure),
         }
-        let head = match group.heads.iter().find(|head| head.id == id) {
-            Some(head) => Some(head.clone()),
-            None => self.store.head(id)?,
-        };
-        match head {
+        // One of this very group has not been answered yet: nobody can know its id.
+        match self.store.head(id)? {
             Some(head) if apps.contains(&head.app) => Ok(Found::Single(head)),
             _ => Err(Failure::of(Code::NotFound, Some("message_id"), "no such message")),
         }
@@ -1140,7 +1172,7 @@ impl Writer {
 
     fn take_cancel(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
                 Found::Single(head) => self.cancel_single(&head, group)?,
@@ -1152,11 +1184,11 @@ impl Writer {
                 self.end_list(key, &list, Ending::Cancelled, "cancelled");
             }
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.commit, group.now, false);
+            let row = rule_row(&holder, group.order(), group.now, false);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.commit);
+            rules.cancelled.insert(holder, group.order());
             self.store.rules.store(Arc::new(rules));
         }
         self.checkpoint.touch();
@@ -1167,11 +1199,7 @@ impl Writer {
     fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
         let mut busy = false;
         for recipient in &head.recipients {
-            let batch = match group.count_of(&recipient.id.batch) {
-                Some(count) => Some(self.store.batch(recipient.id.batch, count)?),
-                None => self.store.find_batch(recipient.id.batch)?,
-            };
-            let Some(batch) = batch else { continue };
+            let Some(batch) = self.store.find_batch(recipient.id.batch)? else { continue };
             if batch.end_if_free(recipient.id.index, Ending::Cancelled) {
                 self.checkpoint.change(&batch);
                 self.ended_by_command(recipient.id, head.id, Ending::Cancelled, "cancelled", Some(head), None, None, group.now);
@@ -1184,11 +1212,11 @@ impl Writer {
             // What is in flight is let finish; if it would be tried again, it ends instead.
             let holder = Holder::Message(head.id);
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.commit, group.now, true);
+            let row = rule_row(&holder, group.order(), group.now, true);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.commit);
+            rules.cancelled.insert(holder, group.order());
             self.store.rules.store(Arc::new(rules));
         }
         Ok(())
@@ -1196,9 +1224,13 @@ impl Writer {
 
     fn take_pause(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
-                Found::List(key, list) => self.set_list_paused(key, &list, true, None, group)?,
+                Found::List(key, list) => {
+                    self.set_list_paused(key, &list, true, None, group)?;
+                    // What of it waits by itself is held by the rule.
+                    self.set_rule_paused(&Holder::Message(id), group, true)?;
+                }
                 Found::Single(_) => self.set_rule_paused(&Holder::Message(id), group, true)?,
             }
             return Ok(Done::Done);
@@ -1214,7 +1246,7 @@ impl Writer {
 
     fn take_resume(&mut self, target: Target, rate: Option<f64>, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => return Ok(Done::Done),
                 Found::List(key, list) => self.set_list_paused(key, &list, false, rate, group)?,
                 Found::Single(_) => {}
@@ -1224,7 +1256,9 @@ impl Writer {
             self.set_rule_paused(&holder, group, false)?;
             for (key, list) in self.lists_of(&holder) {
                 if rate.is_some() {
-                    self.set_list_paused(key, &list, list_state(&list).paused, rate, group)?;
+                    // Read before the call, which locks the state itself.
+                    let paused = list_state(&list).paused;
+                    self.set_list_paused(key, &list, paused, rate, group)?;
                 }
                 group.lists.push(key);
             }
@@ -1259,7 +1293,7 @@ impl Writer {
         }
         let reader = self.store.reader()?;
         if paused {
-            let row = rule_row(holder, group.commit, group.now, false);
+            let row = rule_row(holder, group.order(), group.now, false);
             group.rows.put(&reader, family::META, rule_key("pause", holder), row);
             group.rows.delete(&reader, family::META, rule_key("release", holder));
         } else {
@@ -1356,6 +1390,7 @@ impl Writer {
                     self.pending_synced += group.added;
                 }
                 self.stats.dirty_taken.clear();
+                self.supersede(&mut group);
                 self.publish(group, built);
                 answer(writes);
                 Ok(())
@@ -1387,9 +1422,7 @@ impl Writer {
         }
         for (lane, count) in &group.waiting {
             let batch = BatchId::Commit { commit: group.commit, lane: *lane, piece: WAITING_PIECE };
-            if !self.checkpoint.batches.contains_key(&batch) {
-                rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
-            }
+            rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
         }
         for heads in group.heads.chunks(64) {
             let mut put = Put::versioned();
@@ -1399,8 +1432,6 @@ impl Writer {
             rows.put(&reader, family::HEAD, key::head_key(group.commit, heads[0].id.place()), &put.0);
         }
         self.stats.put_taken(&reader, rows);
-        rows.put(&reader, family::META, "commit", number(group.commit));
-        rows.put(&reader, family::META, "written", number(group.now.0));
         let mut pending = self.pending_synced + group.added;
         if with_checkpoint {
             pending = self.store.pending.load(Ordering::Relaxed);
@@ -1477,7 +1508,8 @@ impl Writer {
             }
             self.stats.put_ended(&reader, rows);
         }
-        rows.put(&reader, family::META, "pending", number(pending));
+        let last = LastCommit { commit: group.commit, written: group.now, pending };
+        rows.put(&reader, family::META, "last", last.encode());
         built.pending = pending;
         Ok(built)
     }
@@ -1499,13 +1531,18 @@ impl Writer {
         self.stats.forget_old(clock::now());
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
-        self.store.gates.checkpoint_late.store(false, Ordering::Relaxed);
     }
 
     /// Tells the scheduler what is new.
     fn publish(&mut self, group: Group, built: Built) {
-        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() {
+        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() && built.ended_lists.is_empty() {
             return;
+        }
+        for key in &group.lists {
+            if let Some(list) = self.store.lists.get(*key) {
+                let mut state = list_state(&list);
+                state.written = state.chunks.clone();
+            }
         }
         self.news.tell(|latest| {
             for (key, row) in built.work {
@@ -1519,6 +1556,7 @@ impl Writer {
                 earliest(&mut latest.due, lane, time);
             }
             latest.lists.extend(group.lists);
+            latest.lists.extend(built.ended_lists);
         });
     }
 
@@ -1555,6 +1593,12 @@ impl Writer {
                 }
             }
         }
+        if !group.origins.is_empty() {
+            // They stay known in memory, so no later group would write them.
+            self.checkpoint.touch();
+            self.checkpoint.forced = true;
+            self.checkpoint.rows.extend(group.origins.into_iter().map(|row| (family::META, row, Some(Vec::new()))));
+        }
         self.store.pending.fetch_sub(group.added, Ordering::Relaxed);
         self.stats.undo_taken();
         self.next_commit += 1;
@@ -1581,9 +1625,10 @@ impl Writer {
                 self.store.gates.full.store(false, Ordering::Relaxed);
                 // A batch whose sync failed may be there after all; numbers go on behind it.
                 if let Ok(reader) = self.store.reader()
-                    && let Ok(Some(row)) = reader.value(family::META, "commit")
+                    && let Ok(Some(row)) = reader.value(family::META, "last")
+                    && let Ok(last) = LastCommit::decode(row)
                 {
-                    self.next_commit = self.next_commit.max(Take::new(row).u64().unwrap_or(0) + 1);
+                    self.next_commit = self.next_commit.max(last.commit + 1);
                 }
                 Ok(())
             }
@@ -1615,8 +1660,9 @@ impl Writer {
                         first = Some(row.to_vec());
                         false
                     });
-                    // In `work` new rows come behind all others. In `due` they come behind now: that is as far as it may go.
-                    let now = key::due_prefix(lane, clock::now());
+                    // In `work` new rows come behind all others. In `due` they come behind the moment at which they were thought
+                    // of, somewhere in the pipeline: that is as far as it may go.
+                    let now = key::due_prefix(lane, UnixMillis(clock::now().0.saturating_sub(DUE_MARGIN_MILLIS)));
                     let first = match family {
                         family::DUE => first.unwrap_or_else(|| now.clone()).min(now),
                         _ => match first {
@@ -1665,10 +1711,16 @@ impl Group {
             superseded: Vec::new(),
             lists: Vec::new(),
             due: BTreeMap::new(),
+            origins: Vec::new(),
             undo_lists: HashMap::new(),
             random: [0; 256],
             random_next: 256,
         }
+    }
+
+    /// The [`MessageId::order`] of the next message.
+    fn order(&self) -> u64 {
+        self.commit << 16 | self.places as u64
     }
 
     /// Eight bits that make ids unguessable from their neighbours' a little.
@@ -1694,16 +1746,6 @@ impl Group {
         let piece = u16::try_from(rows.len() - 1).expect("a commit has at most 65,536 recipients");
         let row = rows.last_mut().expect("one was pushed");
         (piece, row.push(message, recipients, count, expires))
-    }
-
-    /// Recipients of a batch of this very group so far.
-    fn count_of(&self, batch: &BatchId) -> Option<u16> {
-        match *batch {
-            BatchId::Commit { commit, lane, piece } if commit == self.commit => {
-                self.work.get(&lane)?.get(usize::from(piece)).map(WorkRow::count)
-            }
-            _ => None,
-        }
     }
 
     /// Keeps the list's state as it is, in case the group cannot be written.
@@ -1866,6 +1908,7 @@ pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) ->
         for _ in 0..take.u16()? {
             read.chunks.insert(Service(take.u16()?), take.u32()?);
         }
+        read.written = read.chunks.clone();
     }
     if let Some(row) = counts {
         let mut take = Take::versioned(row)?;
@@ -1966,7 +2009,7 @@ fn holder_from(row: Bytes) -> Option<Holder> {
     Take::versioned(row).and_then(|mut take| take_holder(&mut take)).ok()
 }
 
-/// A rule's row: whom it concerns, up to which commit, since when, and whether the sweep has seen all that it ends.
+/// A rule's row: whom it concerns, up to which message in the order of acceptance, since when, and whether the sweep has seen all that it ends.
 fn rule_row(holder: &Holder, upto: u64, now: UnixMillis, swept: bool) -> Vec<u8> {
     let mut put = Put(holder_row(holder));
     put.u64(upto).u64(now.0).u8(u8::from(swept));
