@@ -17,13 +17,13 @@ use crate::support::*;
 
 /// Origins beside the bad one, which is 0.
 const GOOD: usize = 3;
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 /// Messages to each good origin a round: about a second.
 const MESSAGES: usize = 400;
 /// Messages that wait for the bad one.
 const BACKLOG: usize = 3_000;
-/// Much above the 5 % that are promised, because the machine is shared, and much below any real stall.
-const TOLERANCE: f64 = 1.25;
+/// Measured are differences below 1 %, promised 5 %; the rest is for a machine that is shared.
+const TOLERANCE: f64 = 1.10;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Bad {
@@ -79,6 +79,7 @@ fn compare(what: &str, bad: Bad, mock: &Mock, daemon: Daemon) {
         with.push(round(mock, &mut client, &browsers[1..]));
         client.ok(&json!({"op": "cancel", "label": label}));
     }
+    println!("{what}: rounds without {without:.3?}, with {with:.3?}");
     let (without, with) = (median(&mut without), median(&mut with));
     let ratio = with / without;
     println!("{what}: {without:.3} s a round without, {with:.3} s with it: {:+.1} %", (ratio - 1.0) * 100.0);

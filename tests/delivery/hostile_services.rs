@@ -126,12 +126,23 @@ fn an_abrupt_end_repeats_at_most_what_was_in_flight() {
     let mut pair = pair();
     let (browsers, ids) = pair.send(0, 5);
     pair.all_accepted(&browsers, &ids);
-    pair.mock.set_fault_times(HOSTILE, Fault::Close, 2);
-    pair.mock.set_fault_times(HOSTILE, Fault::CloseInAnswer, 1);
+    pair.mock.set_fault_times(HOSTILE, Fault::Close, 3);
     let (browsers, ids) = pair.send(0, 200);
     pair.neighbour_is_well();
     pair.all_accepted(&browsers, &ids);
     assert!(pair.repeats() <= 3 * 64, "{} repeats", pair.repeats());
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_an_answer() {
+    let mut pair = pair();
+    pair.mock.set_fault_times(HOSTILE, Fault::CloseInAnswer, 1);
+    let (browsers, ids) = pair.send(0, 1);
+    let ended = wait_ended(&mut pair.client, &ids[0]);
+    assert_eq!((&ended["accepted"], &ended["retries"]), (&json!(1), &json!(0)), "its status was 201: {ended}");
+    assert_eq!(pair.mock.received_by(&browsers[0]).len(), 1);
+    let (browsers, ids) = pair.send(0, 20);
+    pair.all_accepted(&browsers, &ids);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Operation (section 5): SIGTERM finishes what is in flight within `deliver.drain`, leaves the rest on disk in its order and exits 0;
-//! what was answered is not repeated. `drain` holds sending while lines are taken. SIGHUP takes new keys and certificates. A second
+//! what was answered is not repeated. `drain` takes no new lines and delivers the
+//! accepted ones. SIGHUP takes new keys and certificates. A second
 //! instance exits 75 and names the first.
 
 use std::fs;
@@ -88,20 +89,24 @@ fn a_restart_keeps_the_order() {
 }
 
 #[test]
-fn drain_holds_sending_while_lines_are_taken() {
+fn drain_takes_no_new_lines_and_delivers_the_accepted_ones() {
     let mock = mock(1);
     let daemon = daemon(&mock, |config| config);
     let mut client = daemon.client();
-    client.ok(&json!({"op": "drain", "on": true}));
     let browser = mock.subscribe(0, 1).remove(0);
-    let id = send(&mut client, &browser, json!({"payload": "x"}));
-    let ping = client.ok(&json!({"op": "ping"}));
-    assert_eq!(ping["state"], "draining", "{ping}");
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!((status(&mut client, &id)["pending"].as_u64(), mock.counters().requests), (Some(1), 0));
-    client.ok(&json!({"op": "drain", "on": false}));
+    mock.stop_listening(0);
+    let id = send(&mut client, &browser, json!({"payload": "accepted before"}));
+    client.ok(&json!({"op": "drain", "on": true}));
+    let error = client.error(&send_of(&browser.json(), json!({"payload": "too late"})));
+    assert_eq!(error["code"], "shutting_down", "{error}");
+    assert!(error["retry_after"].as_f64().is_some_and(|seconds| seconds > 0.0), "{error}");
+    assert_eq!(client.ok(&json!({"op": "ping"}))["state"], "draining");
+    mock.resume_listening(0);
     assert_eq!(wait_ended(&mut client, &id)["accepted"], 1);
+    client.ok(&json!({"op": "drain", "on": false}));
     assert_eq!(client.ok(&json!({"op": "ping"}))["state"], "ok");
+    let id = send(&mut client, &browser, json!({"payload": "again"}));
+    assert_eq!(wait_ended(&mut client, &id)["accepted"], 1);
 }
 
 #[test]
