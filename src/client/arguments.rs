@@ -312,7 +312,7 @@ impl VapidPublicKey {
 /// `fanfare drain`.
 #[derive(Debug, Args)]
 pub struct Drain {
-    /// `on` takes no new messages, `off` takes them again
+    /// `on` refuses new messages while the accepted ones go on, `off` takes them again
     pub switch: Switch,
 }
 

@@ -168,7 +168,7 @@ impl Outcome {
                 match (alone, &answer) {
                     (true, _) | (_, Answer::Stopped) => Settlement::Back,
                     (false, _) => {
-                        let until = self.origins.next_wake(&origin).unwrap_or(now.plus(1_000)).min(deadline);
+                        let until = self.origins.comes_again(&origin, now).min(deadline);
                         Settlement::Wait { until, counts_retry: false }
                     }
                 }

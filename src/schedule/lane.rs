@@ -241,6 +241,18 @@ impl Health {
         }
     }
 
+    /// When a delivery that waits by itself, because the origin has no place for it now, should come again. While a probe is out
+    /// that is a quarter of the delay before it: soon if the origin has just been closed, and seldom enough (each time writes a
+    /// row) if it has been for long. The probe's own limit would keep what waits for half a minute after the origin is back.
+    pub fn comes_again(&self, now: UnixMillis) -> UnixMillis {
+        let soon = now.plus(PROBE_DELAY_MIN_MILLIS);
+        match self.state {
+            State::Open { .. } => soon,
+            State::Closed { probe_at, .. } => probe_at.max(soon),
+            State::Probing { delay, .. } => now.plus(delay / 4).max(soon),
+        }
+    }
+
     /// Closed lanes stop their cursors: nothing is read for them but a probe.
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Open { .. })

@@ -13,8 +13,6 @@ use crate::store::live::lock;
 
 /// Deliveries that a service with several origins has in the pipeline at most; a tenth is kept for urgent ones.
 const SERVICE_WINDOW: usize = 1_024;
-/// How long a delivery waits when its origin has no place, in milliseconds: the origin is slower than its service.
-const NO_PLACE_MILLIS: u64 = 1_000;
 /// Sealed deliveries that may wait for a stream of their origin: as much as the workers make in 20 ms.
 const QUEUED: usize = 192;
 
@@ -32,6 +30,8 @@ struct State {
     origins: HashMap<Origin, Entry>,
     /// In the pipeline, by service.
     services: HashMap<Service, usize>,
+    /// Services that are closed whole until a time, and why: so are their origins that are met for the first time.
+    closed: HashMap<Service, (UnixMillis, &'static str)>,
 }
 
 struct Entry {
@@ -79,6 +79,11 @@ impl Table {
         lock(&self.origins).origins.get(origin).and_then(|entry| entry.health.next_wake())
     }
 
+    /// When a delivery that waits by itself for this origin should come again.
+    pub fn comes_again(&self, origin: &Origin, now: UnixMillis) -> UnixMillis {
+        lock(&self.origins).origins.get(origin).map_or(now, |entry| entry.health.comes_again(now))
+    }
+
     /// How many more may be handed out to a service with several origins.
     pub fn service_may_send(&self, service: Service, rank: Rank) -> usize {
         let limit = if rank == Rank::High { SERVICE_WINDOW } else { SERVICE_WINDOW - SERVICE_WINDOW / 10 };
@@ -90,7 +95,7 @@ impl Table {
         let mut state = lock(&self.origins);
         *state.services.entry(service).or_default() += n;
         if let Some(origin) = origin {
-            self.entry(&mut state, origin, service).health.sent(now, n);
+            self.entry(&mut state, origin, service, now).health.sent(now, n);
         }
     }
 
@@ -112,13 +117,12 @@ impl Table {
     pub fn admit(&self, service: Service, origin: &Origin, now: UnixMillis, rank: Rank) -> Admit {
         let capacity = self.capacity(origin).min(SERVICE_WINDOW / 2);
         let mut state = lock(&self.origins);
-        let health = &mut self.entry(&mut state, origin, service).health;
+        let health = &mut self.entry(&mut state, origin, service, now).health;
         if health.may_send(now, capacity, rank) > 0 {
             health.sent(now, 1);
             return Admit::Go;
         }
-        let wake = health.next_wake().unwrap_or_default();
-        Admit::Wait(wake.max(now.plus(NO_PLACE_MILLIS)))
+        Admit::Wait(health.comes_again(now))
     }
 
     /// A delivery came back. `heard` is None if it did not meet its origin.
@@ -132,7 +136,7 @@ impl Table {
     ) {
         let mut state = lock(&self.origins);
         leave(&mut state, service, 1);
-        let entry = self.entry(&mut state, origin, service);
+        let entry = self.entry(&mut state, origin, service, now);
         let was_open = entry.health.is_open();
         match heard {
             Some(heard) => entry.health.answered(now, heard, error),
@@ -151,8 +155,12 @@ impl Table {
 
     /// The whole service is condemned: its other origins close too.
     pub fn close_service(&self, service: Service, now: UnixMillis, not_before: Option<UnixMillis>, error: &'static str) {
-        for entry in lock(&self.origins).origins.values_mut().filter(|entry| entry.service == service) {
+        let mut state = lock(&self.origins);
+        for entry in state.origins.values_mut().filter(|entry| entry.service == service) {
             entry.health.close(now, not_before, error);
+        }
+        if let Some(until) = not_before {
+            state.closed.insert(service, (until, error));
         }
     }
 
@@ -165,7 +173,7 @@ impl Table {
         all
     }
 
-    fn entry<'a>(&self, state: &'a mut State, origin: &Origin, service: Service) -> &'a mut Entry {
+    fn entry<'a>(&self, state: &'a mut State, origin: &Origin, service: Service, now: UnixMillis) -> &'a mut Entry {
         if !state.origins.contains_key(origin) && state.origins.len() >= self.most {
             state.origins.retain(|_, entry| !entry.health.is_open() || entry.health.shown().in_flight > 0);
             if state.origins.len() >= self.most {
@@ -173,7 +181,14 @@ impl Table {
                 state.origins.retain(|_, entry| entry.health.shown().in_flight > 0);
             }
         }
-        state.origins.entry(origin.clone()).or_insert_with(|| Entry { service, health: Health::new() })
+        let closed = state.closed.get(&service).copied();
+        state.origins.entry(origin.clone()).or_insert_with(|| {
+            let mut health = Health::new();
+            if let Some((until, error)) = closed.filter(|(until, _)| *until > now) {
+                health.close(now, Some(until), error);
+            }
+            Entry { service, health }
+        })
     }
 }
 
@@ -209,6 +224,32 @@ mod tests {
         let fast = Origin(Arc::from("https://fast.example.net"));
         assert!(table.service_may_send(service, Rank::Normal) > SERVICE_WINDOW / 4);
         assert_eq!(table.admit(service, &fast, NOW, Rank::Normal), Admit::Go);
+    }
+
+    #[test]
+    fn what_waits_comes_soon_after_a_probe() {
+        let table = Table::new(16, |_| 100);
+        let origin = Origin(Arc::from("https://one.example.net"));
+        table.handed_out(Service::WNS, Some(&origin), NOW, 1);
+        table.answered(Service::WNS, &origin, NOW, Some(Heard::Condemned { not_before: None }), None);
+        let probe = NOW.plus(1_000);
+        assert_eq!(table.admit(Service::WNS, &origin, probe, Rank::Normal), Admit::Go);
+        assert_eq!(table.admit(Service::WNS, &origin, probe, Rank::Normal), Admit::Wait(probe.plus(1_000)));
+    }
+
+    #[test]
+    fn a_service_that_is_closed_whole_has_no_open_origin() {
+        let table = Table::new(16, |_| 100);
+        let [known, new, other] =
+            ["https://a.example.net", "https://b.example.net", "https://c.example.net"].map(|origin| Origin(Arc::from(origin)));
+        assert_eq!(table.admit(Service::WNS, &known, NOW, Rank::Normal), Admit::Go);
+        let until = NOW.plus(60_000);
+        table.close_service(Service::WNS, NOW, Some(until), "throttled");
+        for origin in [&known, &new] {
+            assert_eq!(table.admit(Service::WNS, origin, NOW, Rank::Normal), Admit::Wait(until));
+        }
+        assert_eq!(table.admit(Service::OTHER, &other, NOW, Rank::Normal), Admit::Go);
+        assert_eq!(table.admit(Service::WNS, &new, until, Rank::Normal), Admit::Go, "the probe");
     }
 
     #[test]
