@@ -62,7 +62,7 @@ fn acked_lines_survive_a_hundred_kills() {
     let mut random = Random(seed | 1);
     let mock = Mock::start(Options { listeners: 3, ..Options::default() });
     mock.set_fault_every(Scope::Origin(0), Fault::status(503), 13);
-    mock.set_fault_every(Scope::Origin(1), Fault::status(429), 11);
+    mock.set_fault_every(Scope::Origin(1), Fault::status(429).retry_after(1), 11);
     mock.set_fault_every(Scope::Origin(2), Fault::status(410), 9);
     let browsers: Vec<Subscription> = (0..3).flat_map(|origin| mock.subscribe(origin, 100)).collect();
     let config = ConfigBuilder::new()

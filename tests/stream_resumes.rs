@@ -107,7 +107,7 @@ impl Stage {
         assert_eq!(told["ok"], true, "{told}");
         let mut position = told["position"].as_u64();
         let mut done = 0;
-        loop {
+        while position != Some(ROWS as u64 + 1) {
             // Some steps at once, pipelined.
             let mut lines = Vec::new();
             let mut previous = position;
@@ -126,9 +126,6 @@ impl Stage {
                 line["subscriptions"] = rows.iter().map(Subscription::json).collect();
                 lines.push(line);
                 previous = Some(next as u64);
-            }
-            if position == Some(ROWS as u64 + 1) {
-                return Ok(message);
             }
             let mut text: String = lines.iter().map(|line| format!("{line}\n")).collect();
             done += lines.len();
@@ -152,6 +149,7 @@ impl Stage {
                 }
             }
         }
+        Ok(message)
     }
 
     /// No gap and no repeat: every row is one recipient, delivered, with one event.
