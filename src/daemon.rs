@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use listenfd::ListenFd;
+use nix::sys::signal::SigSet;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,7 +42,7 @@ use crate::ingest::line::Rules;
 use crate::ingest::reply::format_time;
 use crate::ingest::request::Target;
 use crate::ingest::{self, Door, QUEUE_LINES, Socket};
-use crate::message::{Service, UnixMillis};
+use crate::message::{Encoding, Service, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
 use crate::schedule::backoff::Bounds;
@@ -138,6 +139,11 @@ pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
 
 /// Runs the daemon until SIGTERM or SIGINT. `reload` reads the configuration again at SIGHUP; its error is a text.
 pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Result<(), ServeError> {
+    // Who started us may have blocked signals in itself, which is inherited; SIGTERM must end the daemon whoever started it.
+    // Before the first thread, so that all threads have it.
+    if let Err(error) = SigSet::all().thread_unblock() {
+        tracing::warn!(%error, "signals cannot be unblocked");
+    }
     let apps = read_keys(&config)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -278,9 +284,8 @@ impl Daemon {
         });
         let mut workers = Vec::new();
         for _ in 0..threads {
-            let worker = Worker::new(shared.clone(), Sealer::new(Agreement::AwsLc));
-            let beat = beats.beat("worker");
-            workers.push(spawn("worker", move || worker.run(beat))?);
+            let worker = Worker::new(shared.clone(), Sealer::new(Agreement::AwsLc), beats.beat("worker"));
+            workers.push(spawn("worker", move || worker.run())?);
         }
         let retry = Bounds::new(config.retry.min.as_millis() as u64, config.retry.max.as_millis() as u64)
             .ok_or_else(|| ServeError::Config("retry.min must be above 0 and at most retry.max".to_owned()))?;
@@ -294,6 +299,7 @@ impl Daemon {
             retry,
             padding: config.encrypt.padding > 0,
             stop: stop_outcome.clone(),
+            complaints: Default::default(),
         };
         let beat = beats.beat("outcome");
         let outcome = spawn("outcome", move || the_outcome.run(beat))?;
@@ -318,8 +324,9 @@ impl Daemon {
         );
         let beat = beats.beat("sweep");
         workers.push(spawn("sweep", move || sweep.run(beat))?);
-        let (renewing, stopped, beat) = (tokens.clone(), stop.clone(), beats.beat("tokens"));
+        let (renewing, known, stopped, beat) = (tokens.clone(), store.clone(), stop.clone(), beats.beat("tokens"));
         workers.push(spawn("tokens", move || {
+            make_tokens(&renewing, &known);
             let mut renewed: Option<Instant> = None;
             while !stopped.load(Ordering::Relaxed) {
                 beat();
@@ -417,7 +424,7 @@ impl Daemon {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => {
-                    notify(&[NotifyState::Reloading]);
+                    notify_reloading();
                     self.reload(&config, reload());
                     notify(&[NotifyState::Ready]);
                 }
@@ -506,6 +513,14 @@ async fn join<T: Send + 'static>(thread: JoinHandle<T>) {
     let _ended = tokio::task::spawn_blocking(move || thread.join()).await;
 }
 
+/// With the time, which Type=notify-reload asks for and Type=notify ignores.
+fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
+    }
+}
+
 /// Outside systemd there is nobody to tell.
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
@@ -537,6 +552,19 @@ fn run_schedule(mut schedule: Schedule, wake: &Receiver<()>, stop: &AtomicBool, 
         };
         // Woken or not, the next step finds out what there is to do.
         let _woken = wake.recv_timeout(patience);
+    }
+}
+
+/// Makes the tokens of the first keys for the origins that are known already, ahead of need.
+fn make_tokens(tokens: &Tokens, store: &Store) {
+    let now = clock::now();
+    for (service, _) in store.services.all() {
+        if let Some(Origins::One(origin)) = store.services.origins(service) {
+            for app in tokens.apps() {
+                // Kept in the table; who needs it finds it there.
+                let _made = tokens.authorization(&app, 0, &origin, Encoding::Aes128gcm, now);
+            }
+        }
     }
 }
 
@@ -686,10 +714,12 @@ impl Levels {
             ("full", &gates.full),
             ("max_pending", &gates.max_pending),
             ("draining", &gates.draining),
-            ("checkpoint_late", &gates.checkpoint_late),
         ] {
             metrics::level("fanfare_gate", "gate", name.to_owned(), f64::from(u8::from(gate.load(Ordering::Relaxed))));
         }
+        let unsynced = gates.unsynced_for();
+        metrics::level("fanfare_gate", "gate", "checkpoint_late".to_owned(), f64::from(u8::from(gates.checkpoint_late())));
+        metrics::plain_level("fanfare_checkpoint_age_seconds", unsynced.as_secs_f64());
         let (mut connections, mut streams): (BTreeMap<Arc<str>, usize>, BTreeMap<Arc<str>, usize>) = Default::default();
         let mut open: BTreeMap<Arc<str>, bool> = BTreeMap::new();
         let by_origin: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();

@@ -32,7 +32,7 @@ enum What {
     Stream(Stream),
     /// kill -9 with many pending messages: the time from start to the first post.
     Restart(Restart),
-    /// Fifty thousand real messages in half a minute, and what came of them.
+    /// Fifty thousand real messages in a few seconds, and what came of them.
     Demo(Demo),
 }
 

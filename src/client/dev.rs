@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,8 @@ pub fn dev() -> Result<(), Failure> {
     let key_file = directory.file("vapid.pem");
     key.write_new(&key_file).map_err(|error| Failure::io(format_args!("cannot write {}", key_file.display()), &error))?;
     let configuration = directory.file("fanfare.toml");
-    directory.write(&configuration, &settings(&directory, push))?;
+    let metrics = free_port()?;
+    directory.write(&configuration, &settings(&directory, push, metrics))?;
 
     let mut daemon = Process::start(
         "fanfare serve",
@@ -77,7 +78,7 @@ pub fn dev() -> Result<(), Failure> {
         directory.write(&file, &format!("{subscription}\n")).map(|()| file)
     });
     let files = files.collect::<Result<Vec<_>, _>>()?;
-    introduce(&program, &socket, &configuration, &key.public_key_base64url(), admin, &subscriptions, &files);
+    introduce(&program, &socket, &configuration, &key.public_key_base64url(), [admin, metrics], &subscriptions, &files);
 
     for signal in signals {
         if signal != Signal::SIGCHLD {
@@ -95,8 +96,8 @@ pub fn dev() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Interruptions and ends of children, as they come. They are blocked before the first child starts, so that none is missed; a
-/// child begins with none blocked.
+/// Interruptions and ends of children, as they come. They are blocked before the first child starts, so that none is missed. A child
+/// inherits that: the daemon opens itself to signals at its start, and the mock ends with its standard input.
 fn signals() -> Result<Receiver<Signal>, Failure> {
     let mut signals = SigSet::empty();
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].into_iter().for_each(|signal| signals.add(signal));
@@ -112,11 +113,11 @@ fn signals() -> Result<Receiver<Signal>, Failure> {
     Ok(signals_told)
 }
 
-fn settings(directory: &Directory, push: u16) -> String {
+fn settings(directory: &Directory, push: u16, metrics: u16) -> String {
     let file = |name: &str| json!(directory.file(name)).to_string();
     format!(
-        "data_dir = {}\n\n[ingest]\nsocket = {}\nsocket_mode = 0o600\n\n[metrics]\nlisten = \"\"\n\n\
-         [apps.default]\nvapid_keys = [{}]\nsubject = \"mailto:developer@example.com\"\n\n[deliver]\nextra_roots = {}\n\n\
+        "data_dir = {}\n\n[ingest]\nsocket = {}\nsocket_mode = 0o600\n\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n\n\
+         [apps.default]\nvapid_keys = [{}]\nsubject = \"mailto:developer@fanfare.invalid\"\n\n[deliver]\nextra_roots = {}\n\n\
          [endpoints]\nallow_hosts = [\"127.0.0.1:{push}\"]\nallow_networks = [\"127.0.0.0/8\"]\n\n\
          [events]\nlog = [\"accepted\", \"gone\", \"refused\", \"expired\", \"cancelled\", \"skipped\"]\n",
         file("data"),
@@ -131,7 +132,7 @@ fn introduce(
     socket: &Path,
     configuration: &Path,
     public_key: &str,
-    admin: u16,
+    [admin, metrics]: [u16; 2],
     subscriptions: &[Value],
     files: &[PathBuf],
 ) {
@@ -141,6 +142,7 @@ fn introduce(
     println!("configuration   {}", configuration.display());
     println!("public key      {public_key}");
     println!("mock's control  http://127.0.0.1:{admin}");
+    println!("metrics         http://127.0.0.1:{metrics}/metrics");
     println!("\nTwo subscriptions, as a browser would hand them out:");
     subscriptions.iter().for_each(|subscription| println!("{subscription}"));
     if let Some(file) = files.first() {
@@ -238,12 +240,13 @@ impl Process {
         Some(Failure::new(Exit::Unavailable, format!("{} ended by itself ({status}): see what it says above", self.name)))
     }
 
-    /// SIGTERM, and SIGKILL if that was not enough.
+    /// The end of its standard input and SIGTERM; SIGKILL if that was not enough.
     fn end(&mut self) {
         // A child that was waited for has no id any more: another process may have it.
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
+        drop(self.child.stdin.take());
         let id = Pid::from_raw(self.child.id().cast_signed());
         let asked = Instant::now();
         if kill(id, Signal::SIGTERM).is_ok() {
@@ -263,6 +266,12 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// A port that was free a moment ago. Should somebody else take it, the daemon does not start and says why.
+fn free_port() -> Result<u16, Failure> {
+    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    bound.map(|address| address.port()).map_err(|error| Failure::io("no port on loopback", &error))
 }
 
 /// The port at the end of an origin or a URL.
@@ -312,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_configuration_is_toml() {
-        let text = settings(&Directory::make().expect("writable"), 4433);
+        let text = settings(&Directory::make().expect("writable"), 4433, 9464);
         let settings = config::Config::builder()
             .add_source(config::File::from_str(&text, config::FileFormat::Toml))
             .build()

@@ -65,6 +65,10 @@ impl Output {
         let mut names: Vec<&str> = rows.iter().flatten().map(|(name, _)| name.as_str()).collect();
         names.sort_by_key(|name| (rank(name, first), *name));
         names.dedup();
+        // What nobody asked for by name is shown if it says something.
+        let says =
+            |name: &str| rows.iter().flatten().any(|(own, value)| own == name && !value.is_null() && *value != Value::from(0));
+        names.retain(|name| first.contains(name) || says(name));
         let mut table = table();
         table.set_header(names.iter().map(|name| name.replace('_', " ")));
         for row in &rows {
@@ -91,7 +95,7 @@ fn printable(text: &str) -> String {
 
 fn table() -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table
 }
 

@@ -18,12 +18,14 @@ use crate::clock;
 use crate::deliver::Pool;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
 use crate::encrypt::vapid::{Authorization, Tokens};
-use crate::message::{Delivery, Encoding, Ending, Origin, Sealed, UnixMillis};
+use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMillis};
 use crate::metrics;
 use crate::outcome::verdict::reason;
 use crate::schedule::origins::{Admit, Table};
 use crate::schedule::{Run, Source};
+use crate::store::key::DueKey;
 use crate::store::live::{Batch, List};
+use crate::store::load::DueClaim;
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{ReadError, Store, family, record};
 
@@ -37,7 +39,7 @@ pub struct Shared {
     pub tokens: Arc<Tokens>,
     pub pool: Pool,
     pub settles: Sender<Settle>,
-    /// Rung when a run was taken: the scheduler may have another.
+    /// Rung when a run was taken, or left places unused: the scheduler may have another.
     pub wake: Sender<()>,
     pub high: Receiver<Run>,
     pub normal: Receiver<Run>,
@@ -51,19 +53,21 @@ pub struct Worker {
     shared: Arc<Shared>,
     sealer: Sealer,
     bodies: Vec<Result<Body, SealError>>,
+    /// Called at each turn, also while nothing may be sent: a full disk is no reason for the watchdog to bite.
+    progress: Box<dyn Fn() + Send>,
 }
 
 impl Worker {
     /// A worker with its own sealer.
-    pub fn new(shared: Arc<Shared>, sealer: Sealer) -> Worker {
-        Worker { shared, sealer, bodies: Vec::with_capacity(SLICE) }
+    pub fn new(shared: Arc<Shared>, sealer: Sealer, progress: impl Fn() + Send + 'static) -> Worker {
+        Worker { shared, sealer, bodies: Vec::with_capacity(SLICE), progress: Box::new(progress) }
     }
 
     /// Works until `stop` is set.
-    pub fn run(mut self, progress: impl Fn()) {
+    pub fn run(mut self) {
         let shared = self.shared.clone();
         while !shared.stop.load(Ordering::Relaxed) {
-            progress();
+            (self.progress)();
             let run = match shared.high.try_recv() {
                 Ok(run) => run,
                 Err(_) => {
@@ -86,12 +90,17 @@ impl Worker {
         let shared = self.shared.clone();
         let loaded = load(&shared.store, &run).unwrap_or_else(|ReadError| {
             // The store is being reopened: what the run held is still on disk, and the lane reads it again.
-            Loaded { deliveries: Vec::new(), back: true }
+            Loaded { back: true, ..Loaded::default() }
         });
         let service = run.lane.service;
-        shared.origins.unsent(service, run.origin.as_ref(), usize::from(run.most) - loaded.deliveries.len());
+        let absent = usize::from(run.most) - loaded.deliveries.len();
+        shared.origins.unsent(service, run.origin.as_ref(), absent);
         if loaded.back {
             shared.settle_unread(&run);
+        }
+        if !loaded.stale.is_empty() {
+            // The writer ends after the workers.
+            let _ended = shared.settles.send(Settle::Stale(loaded.stale));
         }
         let mut settled = Vec::new();
         let mut slice: Vec<Ready> = Vec::with_capacity(SLICE);
@@ -109,15 +118,22 @@ impl Worker {
             if slice.is_empty() {
                 break;
             }
-            if !shared.wait_for_gate() {
+            if !shared.wait_for_gate(&self.progress) {
                 settled.extend(slice.drain(..).map(|ready| shared.give_back(ready, &run)));
                 continue;
             }
             self.seal(&mut slice, &run, &mut settled);
-            while let Ok(urgent) = shared.high.try_recv() {
+            // An urgent run is not interrupted by the next one.
+            while run.lane.urgency.rank() == Rank::Normal
+                && let Ok(urgent) = shared.high.try_recv()
+            {
                 let _rung = shared.wake.try_send(());
                 self.work(urgent);
             }
+        }
+        if absent > 0 || !settled.is_empty() {
+            // Their places at the origin are free, and no answer will tell.
+            let _rung = shared.wake.try_send(());
         }
         if !settled.is_empty() {
             // The writer ends after the workers.
@@ -259,8 +275,9 @@ impl Shared {
     }
 
     /// Waits while nothing may be sent (a late checkpoint, a full disk); false if the daemon stops meanwhile.
-    fn wait_for_gate(&self) -> bool {
+    fn wait_for_gate(&self, progress: impl Fn()) -> bool {
         while !self.store.gates.may_send() {
+            progress();
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
@@ -295,10 +312,13 @@ fn ended(delivery: Box<Delivery>, ending: Ending, reason: &'static str) -> Settl
     Settled { delivery, what: end(ending, reason) }
 }
 
+#[derive(Default)]
 struct Loaded {
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     deliveries: Vec<Box<Delivery>>,
-    /// Something could not be read just now.
+    /// Rows of `due` that nobody needs any more.
+    stale: Vec<DueKey>,
+    /// Something could not be read, or not be claimed, just now: its lane reads it again.
     back: bool,
 }
 
@@ -311,7 +331,7 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
                 Some(batch) => batch.clone(),
                 None => store.batch(key.batch(), key.count)?,
             };
-            let Some(row) = store.work_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
+            let Some(row) = store.work_row(&batch, key)? else { return Ok(Loaded { deliveries, ..Loaded::default() }) };
             let claimed = batch.claim(run.from, run.most);
             deliveries = store.work_row_deliveries(key, &claimed, &row);
             release_missing(&batch, None, &claimed, &deliveries);
@@ -319,23 +339,30 @@ fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
         Source::Chunk(key, list) => {
             let id = key.batch(list.message.urgency);
             let batch = store.batch(id, key.count)?;
-            let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, back: false }) };
-            let claimed = list.claim(&batch, run.from, run.most);
+            let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, ..Loaded::default() }) };
+            // Paused since it was handed out: its lane keeps it for `resume`.
+            let Some(claimed) = list.claim(&batch, run.from, run.most) else {
+                return Ok(Loaded { back: true, ..Loaded::default() });
+            };
             if record::read_chunk_row(&row, id, &list.message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
                 store.corrupt(family::LIST);
             }
             release_missing(&batch, Some(list), &claimed, &deliveries);
         }
         Source::Due(keys) => {
+            let mut stale = Vec::new();
             for key in keys {
                 match store.claim_due(key) {
-                    Ok(found) => deliveries.extend(found),
-                    Err(ReadError) => return Ok(Loaded { deliveries, back: true }),
+                    Ok(DueClaim::Claimed(delivery)) => deliveries.push(delivery),
+                    Ok(DueClaim::Stale) => stale.push(*key),
+                    Ok(DueClaim::Elsewhere) => {}
+                    Err(ReadError) => return Ok(Loaded { deliveries, stale, back: true }),
                 }
             }
+            return Ok(Loaded { deliveries, stale, back: false });
         }
     }
-    Ok(Loaded { deliveries, back: false })
+    Ok(Loaded { deliveries, ..Loaded::default() })
 }
 
 /// What was claimed but would not decode is given back: it is counted and told, and never sent.

@@ -136,6 +136,11 @@ impl Tokens {
         self.apps.load().get(app).into_iter().flatten().map(|signer| signer.key.id()).collect()
     }
 
+    /// The names of all apps.
+    pub fn apps(&self) -> Vec<Arc<str>> {
+        self.apps.load().keys().cloned().collect()
+    }
+
     /// The place of a key among the app's.
     pub fn key_index(&self, app: &str, key: KeyId) -> Option<usize> {
         self.apps.load().get(app)?.iter().position(|signer| signer.key.id() == key)

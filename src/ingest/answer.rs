@@ -200,16 +200,18 @@ impl Answerer {
             (&gates.full, "full"),
             (&gates.max_pending, "max_pending"),
             (&gates.draining, "draining"),
-            (&gates.checkpoint_late, "checkpoint_late"),
         ] {
             if closed(gate) {
                 reasons.push(reason);
             }
         }
+        if gates.checkpoint_late() {
+            reasons.push("checkpoint_late");
+        }
         let state = match () {
             () if closed(&gates.draining) => "draining",
             () if closed(&gates.low_space) || closed(&gates.full) => "read_only",
-            () if closed(&gates.max_pending) || closed(&gates.checkpoint_late) => "overloaded",
+            () if closed(&gates.max_pending) || gates.checkpoint_late() => "overloaded",
             () => "ok",
         };
         begin_ok(out, id);

@@ -11,6 +11,7 @@ pub mod line;
 pub mod reply;
 pub mod request;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub const QUEUE_LINES: usize = 65_536;
 /// Lines and bytes that are handed over together.
 const SLICE_LINES: usize = 1_024;
 const SLICE_BYTES: usize = 512 * 1024;
+/// Users whose first connection is logged.
+const KNOWN_PEERS: usize = 1_024;
 /// Read at once.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -86,6 +89,8 @@ impl Socket {
 /// Accepts connections until `stop`.
 pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>) {
     let mut stop = door.stop.clone();
+    // Who has connected before. An application that connects for each message would fill the journal; uids are few.
+    let mut known = HashSet::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -106,13 +111,13 @@ pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>)
             continue;
         }
         let peer = stream.peer_cred().ok();
-        tracing::info!(
-            socket = socket.name,
-            uid = peer.as_ref().map(|peer| peer.uid()),
-            gid = peer.as_ref().map(|peer| peer.gid()),
-            pid = peer.and_then(|peer| peer.pid()),
-            "connected"
-        );
+        let (uid, gid) = (peer.as_ref().map(|peer| peer.uid()), peer.as_ref().map(|peer| peer.gid()));
+        let pid = peer.and_then(|peer| peer.pid());
+        if known.len() < KNOWN_PEERS && known.insert((uid, gid)) {
+            tracing::info!(socket = socket.name, uid, gid, pid, "connected, the first of this user since the start");
+        } else {
+            tracing::debug!(socket = socket.name, uid, gid, pid, "connected");
+        }
         let (socket, door) = (socket.clone(), door.clone());
         tokio::spawn(async move {
             converse(stream, socket, door.clone()).await;

@@ -1,11 +1,12 @@
-//! Settles what came back: one thread that asks [`verdict`] what each answer means, tells the origin's health, and hands what is
+//! Settles what came back: one thread that asks [`mod@verdict`] what each answer means, tells the origin's health, and hands what is
 //! to be written to the writer, in slices.
 
 pub mod retry_after;
 pub mod verdict;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -18,6 +19,7 @@ use crate::outcome::verdict::{CONCERN_THE_OPERATOR, Case, last_error, reason, ve
 use crate::schedule::backoff::{Bounds, retry_at};
 use crate::schedule::lane::Heard;
 use crate::schedule::origins::Table;
+use crate::store::live::lock;
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{Origins, Store};
 
@@ -38,6 +40,32 @@ pub struct Outcome {
     pub padding: bool,
     /// Set when everything that was posted is answered.
     pub stop: Arc<AtomicBool>,
+    pub complaints: Mutex<Complaints>,
+}
+
+/// Keeps the log readable when a push service refuses thousands a second: one line a second for each reason, with the count.
+#[derive(Default)]
+pub struct Complaints {
+    /// When the last line was written, and how many were left out since.
+    told: HashMap<&'static str, (UnixMillis, u64)>,
+}
+
+impl Complaints {
+    /// None: not now. Else how many were left out since the last line.
+    fn tell(&mut self, reason: &'static str, now: UnixMillis) -> Option<u64> {
+        const PAUSE_MILLIS: u64 = 1_000;
+        match self.told.get_mut(reason) {
+            Some((last, left_out)) if now.since(*last) < PAUSE_MILLIS && now >= *last => {
+                *left_out += 1;
+                None
+            }
+            told => {
+                let left_out = told.map_or(0, |(_, left_out)| *left_out);
+                self.told.insert(reason, (now, 0));
+                Some(left_out)
+            }
+        }
+    }
 }
 
 impl Outcome {
@@ -64,6 +92,10 @@ impl Outcome {
         }
     }
 
+    fn complain(&self, reason: &'static str, now: UnixMillis) -> Option<u64> {
+        lock(&self.complaints).tell(reason, now)
+    }
+
     /// What becomes of one delivery.
     pub fn settle(&self, answered: Answered, now: UnixMillis) -> Settled {
         let service = answered.delivery.recipient.service;
@@ -80,12 +112,15 @@ impl Outcome {
             Blame::Service { not_before } => self.origins.close_service(service, now, not_before, error.unwrap_or("throttled")),
             Blame::Sender => {
                 let remade = self.tokens.remake(&answered.delivery.message.app, answered.key, &answered.origin, now);
-                tracing::error!(
-                    host = answered.origin.host(),
-                    app = %answered.delivery.message.app,
-                    remade,
-                    "the push service refuses our VAPID token: check the clock and the subject"
-                );
+                if let Some(left_out) = self.complain("token", now) {
+                    tracing::error!(
+                        host = answered.origin.host(),
+                        app = %answered.delivery.message.app,
+                        remade,
+                        left_out,
+                        "the push service refuses our VAPID token: check the clock and the subject"
+                    );
+                }
             }
             Blame::Delivery | Blame::Origin { .. } | Blame::Trouble => {}
         }
@@ -97,8 +132,16 @@ impl Outcome {
         let deadline = delivery.message.expires;
         let what = match verdict {
             Verdict::Ended { ending, reason } => {
-                if CONCERN_THE_OPERATOR.contains(&reason) {
-                    tracing::warn!(host = origin.host(), status, reason, "a delivery ended in a way that concerns the operator");
+                if CONCERN_THE_OPERATOR.contains(&reason)
+                    && let Some(left_out) = self.complain(reason, now)
+                {
+                    tracing::warn!(
+                        host = origin.host(),
+                        status,
+                        reason,
+                        left_out,
+                        "a delivery ended in a way that concerns the operator"
+                    );
                 }
                 Settlement::Ended { ending, reason, status, key: Some(key) }
             }
@@ -145,4 +188,21 @@ fn random() -> u64 {
     // Without random numbers the shortest wait is taken.
     let _spread = aws_lc_rs::rand::fill(&mut bytes);
     u64::from_be_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_complained_of_once_a_second_with_a_count() {
+        let mut complaints = Complaints::default();
+        assert_eq!(complaints.tell("bad_ttl", UnixMillis(5_000)), Some(0));
+        assert_eq!(complaints.tell("bad_ttl", UnixMillis(5_000)), None);
+        assert_eq!(complaints.tell("bad_ttl", UnixMillis(5_999)), None);
+        assert_eq!(complaints.tell("bad_topic", UnixMillis(5_999)), Some(0), "each reason by itself");
+        assert_eq!(complaints.tell("bad_ttl", UnixMillis(6_000)), Some(2));
+        assert_eq!(complaints.tell("bad_ttl", UnixMillis(7_500)), Some(0));
+        assert_eq!(complaints.tell("bad_ttl", UnixMillis(1_000)), Some(0), "a clock that was set back silences nothing");
+    }
 }

@@ -203,8 +203,10 @@ impl Schedule {
             let Some(LaneState { singles, .. }) = self.lanes.get_mut(&lane) else { continue };
             // Rows behind it that are in memory are read again: what of them is in flight or has ended is not claimed twice.
             let back = row.encode();
-            if back < singles.next || singles.ready.front().is_some_and(|(first, _, _)| row <= *first) {
-                singles.next = singles.next.clone().min(back);
+            if back < singles.next {
+                // Reading goes on from whichever comes first: what came back before may wait in memory ahead of this one.
+                let first_ready = singles.ready.front().map(|(first, _, _)| first.encode());
+                singles.next = first_ready.map_or(back.clone(), |first| first.min(back));
                 singles.ready.clear();
                 singles.exhausted = false;
                 singles.last_seen = None;
@@ -213,17 +215,22 @@ impl Schedule {
         for (lane, time) in due {
             let Some(LaneState { due, .. }) = self.lanes.get_mut(&lane) else { continue };
             let back = key::due_prefix(lane, time);
+            let mut first = due.first.map_or(time, |first| first.min(time));
             if back < due.next {
+                // As with singles: nothing that is in memory ahead of it may be passed over.
                 due.next = back;
+                if let Some(ready) = due.ready.front() {
+                    due.next = due.next.clone().min(ready.encode());
+                    first = first.min(ready.time);
+                }
                 due.ready.clear();
             }
-            due.first = Some(due.first.map_or(time, |first| first.min(time)));
+            due.first = Some(first);
         }
         for key in lists {
             match (self.lists.get_mut(&key), self.store.lists.get(key)) {
-                (_, None) => {
-                    self.lists.remove(&key);
-                }
+                (Some(_), None) => self.forget_list(key),
+                (None, None) => {}
                 (None, Some(list)) => self.know_list(key, list),
                 (Some(_), Some(_)) => self.offer_list(key, now),
             }
@@ -231,9 +238,9 @@ impl Schedule {
         for ((key, service), chunk) in back_chunks {
             if let Some(run) = self.lists.get_mut(&key) {
                 let cursor = run.cursors.entry(service).or_default();
-                let first_ready = cursor.ready.front().map(|(first, _)| first.chunk);
-                if chunk < cursor.next || first_ready.is_some_and(|first| chunk <= first) {
-                    cursor.next = cursor.next.min(chunk);
+                if chunk < cursor.next {
+                    // As with singles.
+                    cursor.next = cursor.ready.front().map_or(chunk, |(first, _)| chunk.min(first.chunk));
                     cursor.ready.clear();
                 }
                 self.offer_list(key, now);
@@ -267,6 +274,13 @@ impl Schedule {
         self.lists.insert(key, ListRun { list, cursors: HashMap::new(), pace, rate: state.rate });
     }
 
+    fn forget_list(&mut self, key: ListKey) {
+        if let Some(run) = self.lists.remove(&key) {
+            self.deadlines.remove(&(run.list.message.expires, key));
+            self.beginnings.remove(&(run.list.message.at, key));
+        }
+    }
+
     /// Gives a list that has begun its turn in each lane where something of it is left.
     fn offer_list(&mut self, key: ListKey, now: UnixMillis) {
         let Some(run) = self.lists.get_mut(&key) else { return };
@@ -284,7 +298,7 @@ impl Schedule {
         if let Some(pace) = &mut run.pace {
             pace.known(now, state.counts.recipients);
         }
-        for (service, chunks) in &state.chunks {
+        for (service, chunks) in &state.written {
             let cursor = run.cursors.entry(*service).or_default();
             if (!cursor.ready.is_empty() || cursor.next < *chunks)
                 && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
@@ -306,7 +320,7 @@ impl Schedule {
                 // A writer that has ended takes nothing, and the process ends with it.
                 let _ended = self.settles.send(Settle::Over(key, Ending::Expired));
             }
-            self.lists.remove(&key);
+            self.forget_list(key);
         }
     }
 
@@ -464,7 +478,7 @@ impl Schedule {
         let message = &run.list.message;
         let (over, paused, chunks) = {
             let state = list_state(&run.list);
-            (state.over.is_some(), state.paused, state.chunks.get(&lane.service).copied().unwrap_or(0))
+            (state.over.is_some(), state.paused, state.written.get(&lane.service).copied().unwrap_or(0))
         };
         if over || paused || self.store.rules.load().pauses(message.id, &message.app, message.label.as_ref()) {
             return Turn::Leaves;

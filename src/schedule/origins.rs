@@ -168,6 +168,10 @@ impl Table {
     fn entry<'a>(&self, state: &'a mut State, origin: &Origin, service: Service) -> &'a mut Entry {
         if !state.origins.contains_key(origin) && state.origins.len() >= self.most {
             state.origins.retain(|_, entry| !entry.health.is_open() || entry.health.shown().in_flight > 0);
+            if state.origins.len() >= self.most {
+                // So many are closed: what is forgotten is found out again by one more attempt.
+                state.origins.retain(|_, entry| entry.health.shown().in_flight > 0);
+            }
         }
         state.origins.entry(origin.clone()).or_insert_with(|| Entry { service, health: Health::new() })
     }

@@ -120,6 +120,18 @@ impl Batch {
         free
     }
 
+    /// Whether the delivery has ended.
+    pub fn has_ended(&self, index: u16) -> bool {
+        lock(&self.outcomes).bytes.get(usize::from(index)).is_some_and(|byte| ending(*byte).is_some())
+    }
+
+    /// How a delivery has ended, and whether somebody is busy with it, as of now: on disk the ending may come later.
+    pub fn now(&self, index: u16) -> (Option<Ending>, bool) {
+        let outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        (outcomes.bytes.get(at).and_then(|byte| ending(*byte)), outcomes.busy.get(at).is_some_and(|busy| *busy))
+    }
+
     /// Gives a claim back.
     pub fn release(&self, index: u16) {
         let mut outcomes = lock(&self.outcomes);
@@ -149,7 +161,9 @@ impl Batch {
     pub fn end_if_free(&self, index: u16, ending: Ending) -> bool {
         let mut outcomes = lock(&self.outcomes);
         let at = usize::from(index);
-        if outcomes.busy[at] || !matches!(outcomes.bytes[at] & STATE, WAITING | MOVED) {
+        // A damaged row may be shorter than it was.
+        let waits = outcomes.bytes.get(at).is_some_and(|byte| matches!(byte & STATE, WAITING | MOVED));
+        if !waits || outcomes.busy[at] {
             return false;
         }
         outcomes.bytes[at] = outcomes.bytes[at] & !STATE | ending as u8;
@@ -250,7 +264,8 @@ impl Batches {
         }
     }
 
-    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room.
+    /// A batch that a commit has just made, with its row while `store.fresh_mb` has room. None as well if it was loaded already: its
+    /// row is on disk before it is told, so somebody may have claimed in it.
     pub fn insert_fresh(&self, id: BatchId, count: u16, row: Bytes) -> Option<Arc<Batch>> {
         let bytes = row.len();
         if self.fresh_used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.fresh_limit {
@@ -258,9 +273,14 @@ impl Batches {
             return None;
         }
         let share = FreshShare { used: self.fresh_used.clone(), bytes };
+        let mut map = lock(&self.map);
+        if map.contains_key(&id) {
+            // It was read and changed already, for example by a newer message of the same topic.
+            return None;
+        }
         let batch = Arc::new(Batch::new(id, vec![WAITING; usize::from(count)], Some(row), Some(share)));
         debug_assert!(batch.fresh.is_some());
-        lock(&self.map).insert(id, batch.clone());
+        map.insert(id, batch.clone());
         Some(batch)
     }
 
@@ -309,8 +329,10 @@ pub struct List {
 /// What of a list changes. Written by the writer; `in_flight` also by the workers that claim.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ListState {
-    /// Chunks so far, by service.
+    /// Chunks so far, by service: numbered when they are taken.
     pub chunks: BTreeMap<Service, u32>,
+    /// Those of them that are on disk: what may be read.
+    pub written: BTreeMap<Service, u32>,
     /// No recipients will be added.
     pub closed: bool,
     pub paused: bool,
@@ -339,15 +361,18 @@ impl List {
         Lane { service, urgency: self.message.urgency }
     }
 
-    /// Claims of a chunk what waits, unless the list is over or paused.
-    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Vec<u16> {
+    /// Claims of a chunk what waits. None: the list was paused after the run had been handed out, so its lane must come back to it.
+    pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Option<Vec<u16>> {
         let mut state = lock(&self.state);
-        if state.over.is_some() || state.paused {
-            return Vec::new();
+        if state.over.is_some() {
+            return Some(Vec::new());
+        }
+        if state.paused {
+            return None;
         }
         let claimed = batch.claim(from, most);
         state.in_flight += claimed.len() as u64;
-        claimed
+        Some(claimed)
     }
 
     /// Claims one that waits by itself, unless the list is over.
@@ -402,12 +427,15 @@ pub enum Holder {
     App(Arc<str>),
 }
 
+/// Commit and place of the first message that a cancellation does not concern any more.
+pub type Upto = (u64, u16);
+
 /// What `pause` and `cancel` have said and `resume` has not taken back.
 #[derive(Clone, Debug, Default)]
 pub struct RuleSet {
     pub paused: HashSet<Holder>,
-    /// Cancelled are messages up to this commit.
-    pub cancelled: HashMap<Holder, u64>,
+    /// Cancelled are messages before this one.
+    pub cancelled: HashMap<Holder, Upto>,
 }
 
 impl RuleSet {
@@ -425,7 +453,7 @@ impl RuleSet {
             && holders(id, app, label)
                 .into_iter()
                 .flatten()
-                .any(|who| self.cancelled.get(&who).is_some_and(|upto| id.commit() <= *upto))
+                .any(|who| self.cancelled.get(&who).is_some_and(|upto| (id.commit(), id.place()) < *upto))
     }
 
     /// Whether the message is held back.
@@ -500,6 +528,8 @@ mod tests {
         assert!(held.is_some());
         assert!(batches.insert_fresh(id(2), 1, Bytes::from_static(b"123456")).is_none());
         batches.evict();
+        assert_eq!(batches.usage(), (6, 1));
+        assert!(batches.insert_fresh(id(1), 1, Bytes::from_static(b"1")).is_none(), "it is in memory already");
         assert_eq!(batches.usage(), (6, 1));
         drop(held);
         batches.evict();

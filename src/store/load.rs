@@ -8,7 +8,16 @@ use crate::message::{BatchId, Delivery, DeliveryId, Message, MessageId, UnixMill
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
 use crate::store::live::{Batch, List, ListKey};
 use crate::store::record::{self, Head, Take};
-use crate::store::{ReadError, Store, family};
+use crate::store::{ReadError, Store, family, list_state};
+
+/// What came of claiming a delivery that waits by itself.
+pub enum DueClaim {
+    Claimed(Box<Delivery>),
+    /// It is in flight, or waits under another time: whoever moves it takes care of its row.
+    Elsewhere,
+    /// It has ended: the row is a hint that nobody needs any more.
+    Stale,
+}
 
 impl Store {
     /// A batch of `count` recipients whose row is known to exist.
@@ -52,14 +61,18 @@ impl Store {
         Ok(self.reader()?.value(family, key)?.map(|row| batch.keep_row(row).clone()))
     }
 
-    /// Claims a delivery that waits by itself and reads it. None: it is in flight, has ended, or waits under another time.
-    pub fn claim_due(&self, due: &DueKey) -> Result<Option<Box<Delivery>>, ReadError> {
-        let Some(batch) = self.find_batch(due.delivery.batch)? else { return Ok(None) };
+    /// Claims a delivery that waits by itself and reads it.
+    pub fn claim_due(&self, due: &DueKey) -> Result<DueClaim, ReadError> {
+        // A row that is gone is no reason to claim even for a moment: somebody with the right time might meet the claim and pass on.
+        if !self.due_exists(due)? {
+            return Ok(DueClaim::Elsewhere);
+        }
+        let Some(batch) = self.find_batch(due.delivery.batch)? else { return Ok(DueClaim::Stale) };
         let index = due.delivery.index;
         let list = match ListKey::of_batch(&due.delivery.batch) {
             None => None,
             Some(key) => match self.lists.get(key) {
-                None => return Ok(None),
+                None => return Ok(DueClaim::Stale),
                 some => some,
             },
         };
@@ -68,7 +81,8 @@ impl Store {
             Some(list) => list.claim_moved(&batch, index),
         };
         if !claimed {
-            return Ok(None);
+            let over = list.is_some_and(|list| list_state(&list).over.is_some());
+            return Ok(if over || batch.has_ended(index) { DueClaim::Stale } else { DueClaim::Elsewhere });
         }
         let release = || match &list {
             None => batch.release(index),
@@ -80,7 +94,7 @@ impl Store {
             Ok(Some(row)) => row,
             Ok(None) => {
                 release();
-                return Ok(None);
+                return Ok(DueClaim::Elsewhere);
             }
             Err(error) => {
                 release();
@@ -88,11 +102,11 @@ impl Store {
             }
         };
         match record::read_due_row(row, due.delivery, due.time, || list.as_ref().map(|list| list.message.clone())) {
-            Ok(Some(delivery)) => Ok(Some(delivery)),
+            Ok(Some(delivery)) => Ok(DueClaim::Claimed(delivery)),
             // Stays claimed until the next start, so that it is not met again and again.
             Ok(None) | Err(_) => {
                 self.corrupt(family::DUE);
-                Ok(None)
+                Ok(DueClaim::Elsewhere)
             }
         }
     }

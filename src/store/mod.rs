@@ -23,6 +23,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
@@ -42,7 +43,7 @@ type Db = DBWithThreadMode<MultiThreaded>;
 /// Version of the whole layout, in the row `format`. A store with a higher one is not opened.
 const FORMAT: u8 = 1;
 
-/// Column families, by access pattern. The reason for each option stands in [`Store::families`].
+/// Column families, by access pattern. The reason for each option stands where it is set, in `family_options`.
 pub mod family {
     /// Small rows about the store itself: rewritten, read at start.
     pub const META: &str = "meta";
@@ -113,8 +114,8 @@ pub enum WriteError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadError;
 
-/// Why lines are not taken, or nothing is sent, just now (promise 7).
-#[derive(Debug, Default)]
+/// Why lines are not taken, or nothing is sent, just now (promises 2 and 7).
+#[derive(Debug)]
 pub struct Gates {
     /// Free space is below `store.min_free_percent`.
     pub low_space: AtomicBool,
@@ -124,14 +125,53 @@ pub struct Gates {
     pub max_pending: AtomicBool,
     /// `drain` or SIGTERM: nothing new is taken.
     pub draining: AtomicBool,
-    /// The checkpoint is late: outcomes that are not on disk are more, or older, than promise 2 allows.
-    pub checkpoint_late: AtomicBool,
+    /// Outcomes that are not on disk are more than promise 2 allows.
+    pub too_many_unsynced: AtomicBool,
+    started: Instant,
+    /// When the oldest outcome that is not on disk came, in milliseconds since `started`, plus one; 0: all are.
+    unsynced_since: AtomicU64,
+    /// A checkpoint that takes longer is late, in milliseconds.
+    unsynced_max: u64,
 }
 
 impl Gates {
+    /// All open; a checkpoint is late when it is overdue by its whole interval.
+    pub fn new(checkpoint_interval: Duration) -> Gates {
+        Gates {
+            low_space: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            max_pending: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            too_many_unsynced: AtomicBool::new(false),
+            started: Instant::now(),
+            unsynced_since: AtomicU64::new(0),
+            unsynced_max: u64::try_from(checkpoint_interval.as_millis()).unwrap_or(u64::MAX).saturating_mul(2),
+        }
+    }
+
     /// Whether a worker may start something new.
     pub fn may_send(&self) -> bool {
-        !self.full.load(Ordering::Relaxed) && !self.checkpoint_late.load(Ordering::Relaxed)
+        !self.full.load(Ordering::Relaxed) && !self.checkpoint_late()
+    }
+
+    /// Whether outcomes that are not on disk are more, or older, than they may be. Told by the clock, so that it holds while
+    /// the writer is waiting for the disk.
+    pub fn checkpoint_late(&self) -> bool {
+        self.too_many_unsynced.load(Ordering::Relaxed) || self.unsynced_for().as_millis() > u128::from(self.unsynced_max)
+    }
+
+    /// How long the oldest outcome that is not on disk has been waiting.
+    pub fn unsynced_for(&self) -> Duration {
+        match self.unsynced_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.started.elapsed().saturating_sub(Duration::from_millis(since - 1)),
+        }
+    }
+
+    /// The oldest outcome that is not on disk came then; None: all are.
+    pub(crate) fn set_unsynced(&self, since: Option<Instant>) {
+        let millis = |since: Instant| u64::try_from(since.duration_since(self.started).as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        self.unsynced_since.store(since.map_or(0, millis), Ordering::Relaxed);
     }
 }
 
@@ -364,7 +404,7 @@ impl Store {
             batches: Batches::new(settings.fresh_mb << 20),
             lists: Lists::default(),
             rules: Rules::default(),
-            gates: Gates::default(),
+            gates: Gates::new(settings.checkpoint_interval),
             services: Services { names: RwLock::default(), origins: RwLock::default() },
             id: [0; 8],
             secret: [0; 32],
@@ -381,7 +421,8 @@ impl Store {
     fn read_meta(&mut self, allowed: &[String]) -> Result<(), OpenError> {
         let failed = |error: &str| OpenError::Database(error.to_owned());
         let mut rows = Rows::new();
-        let (mut id, mut secret, mut last_written) = (self.id, self.secret, None);
+        let (mut id, mut secret) = (self.id, self.secret);
+        let last_written;
         {
             let reader = self.reader().map_err(|_| failed("closed"))?;
             let meta = |key: &str| reader.value(family::META, key).map_err(|_| failed("the meta rows cannot be read"));
@@ -404,9 +445,7 @@ impl Store {
                     rows.put(&reader, family::META, "identity", fresh);
                 }
             }
-            if let Some(bytes) = meta("written")? {
-                last_written = Take::new(bytes).u64().ok().map(UnixMillis);
-            }
+            last_written = meta("last")?.and_then(|row| LastCommit::decode(row).ok()).map(|last| last.written);
             let mut names: Vec<(Service, Arc<str>)> =
                 ["other", "fcm", "mozilla", "apple", "wns"].into_iter().map(Arc::from).enumerate().map(numbered).collect();
             reader
@@ -478,7 +517,7 @@ impl Store {
         let mut rows = Rows::new();
         {
             let reader = self.reader().map_err(|_| WriteError::Closed)?;
-            rows.put(&reader, family::META, "written", clock::now().0.to_be_bytes());
+            rows.put(&reader, family::META, "probe", clock::now().0.to_be_bytes());
         }
         self.write(rows)?;
         self.restore_reserve();
@@ -573,8 +612,9 @@ fn open_database(path: &Path, settings: &config::Store) -> Result<Db, String> {
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_write_buffer_manager(&buffers);
-    // Bounds what a start has to replay (DESIGN 2.1).
-    options.set_max_total_wal_size(128 << 20);
+    // Bounds what a start has to replay. With the 128 MiB of DESIGN 2.1 and singles committed one by one that alone took more
+    // than the second that a start may take (`fanfare-load restart --connections 1 --window 1`).
+    options.set_max_total_wal_size(64 << 20);
     // What was answered was synced, so it lies before the first torn record: reading ends there. (Refusing to start because of
     // blocks that reached the disk out of order behind it would help nobody.)
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
@@ -637,6 +677,29 @@ fn family_options(name: &str, cache: &Cache) -> Options {
     }
     options.set_block_based_table_factory(&table);
     options
+}
+
+/// The row `last`, written with every batch: so that one small row a commit is enough.
+struct LastCommit {
+    /// The number of the last commit.
+    commit: u64,
+    /// When it was made.
+    written: UnixMillis,
+    /// Deliveries that have not ended, as of the outcomes that are on disk.
+    pending: u64,
+}
+
+impl LastCommit {
+    fn encode(&self) -> Vec<u8> {
+        let mut put = Put::versioned();
+        put.u64(self.commit).u64(self.written.0).u64(self.pending);
+        put.0
+    }
+
+    fn decode(row: Bytes) -> Result<LastCommit, record::Corrupt> {
+        let mut take = Take::versioned(row)?;
+        Ok(LastCommit { commit: take.u64()?, written: UnixMillis(take.u64()?), pending: take.u64()? })
+    }
 }
 
 /// A value of one number.

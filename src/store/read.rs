@@ -16,6 +16,9 @@ use crate::store::record::{self, Counts, Head, Take};
 use crate::store::writer::{StatsKey, read_list};
 use crate::store::{ReadError, Store, family, list_state, number};
 
+/// Lists that one `list_messages` looks at; where there are more it says where to go on.
+const LISTS_SEEN: usize = 10_000;
+
 /// What `status` tells of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
@@ -61,11 +64,13 @@ impl Store {
         }
     }
 
-    fn stored_list(&self, key: ListKey) -> Result<Option<List>, ReadError> {
+    pub(super) fn stored_list(&self, key: ListKey) -> Result<Option<List>, ReadError> {
         let reader = self.reader()?;
         let row = |which| reader.value(family::MESSAGE, message_key(key, which));
         let Some(message) = row(MessageRow::Message)? else { return Ok(None) };
-        match read_list(message, row(MessageRow::State)?, row(MessageRow::Counts)?) {
+        // Endings first: read the other way round they could be more than the recipients known before.
+        let counts = row(MessageRow::Counts)?;
+        match read_list(message, row(MessageRow::State)?, counts) {
             Ok(list) => Ok(Some(list)),
             Err(record::Corrupt) => {
                 self.corrupt(family::MESSAGE);
@@ -107,22 +112,30 @@ impl Store {
         let rules = self.rules.load();
         let cancelled = rules.cancels(head.id, &head.app, head.label.as_ref());
         let mut in_flight = 0;
+        // Memory first: what is neither busy nor ended there, and not ended on disk after that, nobody sends any more once it is
+        // cancelled, because a worker looks at the rules after its claim.
+        let live: Vec<_> = head
+            .recipients
+            .iter()
+            .map(|recipient| self.batches.get(&recipient.id.batch).map_or((None, false), |batch| batch.now(recipient.id.index)))
+            .collect();
         let mut rows: BTreeMap<_, Option<Bytes>> = BTreeMap::new();
         let reader = self.reader()?;
-        for recipient in &head.recipients {
+        for (recipient, (ended, busy)) in head.recipients.iter().zip(live) {
             let batch = recipient.id.batch;
-            let row = match rows.entry(batch) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(unknown) => unknown.insert(reader.value(family::OUTCOME, key::batch_key(&batch))?),
-            };
-            let byte = row.as_ref().and_then(|bytes| bytes.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
+            if let Entry::Vacant(row) = rows.entry(batch) {
+                row.insert(reader.value(family::OUTCOME, key::batch_key(&batch))?);
+            }
+            let byte = rows[&batch].as_ref().and_then(|bytes| bytes.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
             counts.retries += retries(byte);
-            let busy = self.batches.get(&batch).map_or(0, |batch| batch.busy_in(recipient.id.index, 1));
             match ending(byte) {
                 Some(ending) => counts.ended[ending as usize - 1] += 1,
-                // The sweep of a cancelled label or app may not have come here yet; it has ended all the same.
-                None if cancelled && busy == 0 => counts.ended[Ending::Cancelled as usize - 1] += 1,
-                None => in_flight += busy,
+                // The sweep of a cancelled label or app may not have come here yet; it has ended all the same. What has ended
+                // otherwise is told when that is on disk.
+                None if cancelled && !busy && matches!(ended, None | Some(Ending::Cancelled)) => {
+                    counts.ended[Ending::Cancelled as usize - 1] += 1;
+                }
+                None => in_flight += u64::from(busy),
             }
         }
         let pending = counts.pending();
@@ -166,11 +179,14 @@ impl Store {
                 let commit = u64::from_be_bytes(commit.try_into().expect("eight bytes"));
                 keys.push(ListKey { commit, place: u16::from_be_bytes(place.try_into().expect("two bytes")) });
             }
-            keys.len() < 10_000
+            keys.len() < LISTS_SEEN
         })?;
         let mut more = None;
+        let mut last = None;
+        let all_seen = keys.len() < LISTS_SEEN;
         for key in keys {
             let Some(list) = self.stored_list(key)? else { continue };
+            last = Some(list.message.id);
             if !apps.contains(&list.message.app) {
                 continue;
             }
@@ -182,6 +198,9 @@ impl Store {
                 }
                 found.push(status);
             }
+        }
+        if more.is_none() && !all_seen {
+            more = last;
         }
         Ok((found, more))
     }

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::message::{BatchId, Delivery, Ending, Lane, UnixMillis};
 use crate::store::key::{self, DueKey, Waiting, WorkKey};
 use crate::store::live::{Holder, lanes_of};
+use crate::store::load::DueClaim;
 use crate::store::record::{self, Take};
 use crate::store::writer::{Settle, Settled, Settlement, StoredRule, read_list, read_rule, rule_key};
 use crate::store::{ReadError, Store, family, list_state};
@@ -184,27 +185,10 @@ impl Sweep {
             start.push(0);
             let mut put = Vec::new();
             let mut settled = Vec::new();
-            for row in &rows {
-                match key::expiry_decode(row) {
-                    Ok((_, Waiting::Work(key))) => {
-                        if let Some(next) = self.expire_row(&key, now, &mut settled)? {
-                            put.push((next, Waiting::Work(key)));
-                        }
-                    }
-                    Ok((_, Waiting::Due(due))) => {
-                        if let Some(delivery) = self.store.claim_due(&due)? {
-                            if delivery.message.expires <= now {
-                                settled.push(expired(delivery));
-                            } else {
-                                put.push((delivery.message.expires, Waiting::Due(due)));
-                                settled.push(Settled { delivery, what: Settlement::Back });
-                            }
-                        }
-                    }
-                    Err(record::Corrupt) => self.store.corrupt(family::EXPIRY),
-                }
-            }
+            let looked = rows.iter().try_for_each(|row| self.expire_hint(row, now, &mut put, &mut settled));
+            // What is claimed is settled, also if the store was closed in the middle.
             self.send(Settle::Slice(settled));
+            looked?;
             self.send(Settle::Expiry { put, drop: rows });
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
@@ -212,10 +196,42 @@ impl Sweep {
         }
     }
 
-    /// Ends what of a row of singles has passed its deadline; gives the next deadline in it.
+    /// Looks at one row of `expiry`.
+    fn expire_hint(
+        &self,
+        row: &[u8],
+        now: UnixMillis,
+        put: &mut Vec<(UnixMillis, Waiting)>,
+        settled: &mut Vec<Settled>,
+    ) -> Result<(), ReadError> {
+        let soon = now.plus(EVERY.as_millis() as u64);
+        match key::expiry_decode(row) {
+            Ok((_, Waiting::Work(key))) => {
+                if let Some(next) = self.expire_row(&key, now, settled)? {
+                    // Deadlines that lie close together are met in one look.
+                    put.push((next.max(soon), Waiting::Work(key)));
+                }
+            }
+            Ok((_, Waiting::Due(due))) => match self.store.claim_due(&due)? {
+                DueClaim::Claimed(delivery) if delivery.message.expires <= now => settled.push(expired(delivery)),
+                DueClaim::Claimed(delivery) => {
+                    put.push((delivery.message.expires, Waiting::Due(due)));
+                    settled.push(Settled { delivery, what: Settlement::Back });
+                }
+                // In flight, it may yet come back to this row.
+                DueClaim::Elsewhere if self.store.due_exists(&due)? => put.push((soon, Waiting::Due(due))),
+                DueClaim::Elsewhere | DueClaim::Stale => {}
+            },
+            Err(record::Corrupt) => self.store.corrupt(family::EXPIRY),
+        }
+        Ok(())
+    }
+
+    /// Ends what of a row of singles has passed its deadline; gives the time of the next look at it.
     fn expire_row(&self, key: &WorkKey, now: UnixMillis, settled: &mut Vec<Settled>) -> Result<Option<UnixMillis>, ReadError> {
         let Some(row) = self.store.reader()?.value(family::WORK, key.encode())? else { return Ok(None) };
         let mut next: Option<UnixMillis> = None;
+        let before = settled.len();
         for delivery in self.waiting(key, &row)? {
             if delivery.message.expires > now {
                 next = Some(next.map_or(delivery.message.expires, |next| next.min(delivery.message.expires)));
@@ -223,8 +239,10 @@ impl Sweep {
                 settled.push(expired(delivery));
             }
         }
-        // Deadlines that lie close together are met in one look.
-        Ok(next.map(|next| next.max(now.plus(EVERY.as_millis() as u64))))
+        // What is in flight may come back to this row.
+        let ours = (settled.len() - before) as u64;
+        let busy = self.store.batch(key.batch(), key.count)?.busy_in(0, key.count) > ours;
+        Ok(if busy { Some(now) } else { next })
     }
 
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
@@ -244,7 +262,7 @@ impl Sweep {
             for lane in self.lanes() {
                 self.sweep_lane(lane, &rule)?;
             }
-            self.send(Settle::Swept(rule.holder));
+            self.send(Settle::Swept(rule.holder, rule.upto));
         }
         Ok(())
     }
@@ -252,7 +270,7 @@ impl Sweep {
     fn sweep_lane(&self, lane: Lane, rule: &StoredRule) -> Result<(), ReadError> {
         let concerns = |delivery: &Delivery| {
             let message = &delivery.message;
-            message.id.commit() <= rule.upto
+            (message.id.commit(), message.id.place()) < rule.upto
                 && match &rule.holder {
                     Holder::Message(id) => message.id == *id,
                     Holder::Label(app, label) => message.app == *app && message.label.as_ref() == Some(label),
@@ -273,24 +291,22 @@ impl Sweep {
                 let Some((last, _)) = rows.last() else { break };
                 start = last.clone();
                 start.push(0);
-                let mut settled = Vec::new();
+                // Nothing is claimed: what the cancellation does not concern is not touched, and what it does concern is not
+                // shown as in flight in between.
+                let mut found = Vec::new();
                 for (row, value) in rows {
                     if family == family::WORK {
                         let Ok(key) = WorkKey::decode(&row) else { continue };
-                        for delivery in self.waiting(&key, &value)? {
-                            if concerns(&delivery) && self.store.batch(key.batch(), key.count)?.claim_one(delivery.id.index) {
-                                settled.push(cancelled(delivery));
-                            }
-                        }
+                        found.extend(self.waiting(&key, &value)?.into_iter().filter(|delivery| concerns(delivery)));
                     } else if let Ok(due) = DueKey::decode(&row)
                         && let BatchId::Commit { .. } = due.delivery.batch
-                        && let Some(delivery) = self.store.claim_due(&due)?
+                        && let Ok(Some(delivery)) = record::read_due_row(value, due.delivery, due.time, || None)
+                        && concerns(&delivery)
                     {
-                        let ends = concerns(&delivery);
-                        settled.push(if ends { cancelled(delivery) } else { Settled { delivery, what: Settlement::Back } });
+                        found.push(delivery);
                     }
                 }
-                self.send(Settle::Slice(settled));
+                self.send(Settle::Cancelled(found));
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(ReadError);
                 }
@@ -311,17 +327,21 @@ impl Sweep {
         if kept_from > 0 {
             ranges.push((family::STATS, vec![0; 4], kept_from.to_be_bytes().to_vec()));
         }
-        self.store.reader()?.scan(family::META, b"cancel/", b"cancel0", |row, value| {
-            if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
-                && now.since(rule.since) > RULE_MILLIS
-            {
-                let row = rule_key("cancel", &rule.holder);
-                let mut end = row.clone();
-                end.push(0);
-                ranges.push((family::META, row, end));
-            }
-            !row.is_empty()
-        })?;
+        for (kind, start, end) in [("cancel", b"cancel/", b"cancel0"), ("pause", b"pause/\0", b"pause/\xff")] {
+            self.store.reader()?.scan(family::META, start, end, |_, value| {
+                if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
+                    && now.since(rule.since) > RULE_MILLIS
+                    // A paused label or app stays paused until it is resumed; a message has ended by now.
+                    && (kind == "cancel" || matches!(rule.holder, Holder::Message(_)))
+                {
+                    let row = rule_key(kind, &rule.holder);
+                    let mut end = row.clone();
+                    end.push(0);
+                    ranges.push((family::META, row, end));
+                }
+                true
+            })?;
+        }
         if !ranges.is_empty() || !put.is_empty() {
             self.send(Settle::Forget { ranges, put });
         }
@@ -342,6 +362,10 @@ impl Sweep {
         let mut error = None;
         reader.scan(family::HEAD, &floor.to_be_bytes(), &[255; 10], |row, value| {
             let Some(commit) = row.first_chunk::<8>().map(|commit| u64::from_be_bytes(*commit)) else { return true };
+            // A commit is judged by all of its heads.
+            if seen >= 100_000 && commit >= next {
+                return false;
+            }
             match heads(value, commit) {
                 Ok(heads) => {
                     if heads.first().is_some_and(|head| head.id.created() >= cutoff) {
@@ -358,7 +382,7 @@ impl Sweep {
             }
             next = commit + 1;
             seen += 1;
-            seen < 100_000
+            true
         })?;
         if let Some(error) = error {
             return Err(error);
@@ -526,8 +550,4 @@ fn due_hint(row: &[u8], value: &[u8], until: UnixMillis) -> Result<Hint, record:
 fn expired(delivery: Box<Delivery>) -> Settled {
     let reason = if delivery.message.ttl_zero { "ttl_zero_patience" } else { "deadline" };
     Settled { delivery, what: Settlement::Ended { ending: Ending::Expired, reason, status: None, key: None } }
-}
-
-fn cancelled(delivery: Box<Delivery>) -> Settled {
-    Settled { delivery, what: Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None } }
 }

@@ -25,10 +25,10 @@ use crate::message::{
 use crate::metrics;
 use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes, subscription_id};
 use crate::store::key::{self, ChunkKey, DueKey, Waiting, WorkKey};
-use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED};
+use crate::store::live::{Batch, Holder, List, ListKey, ListState, MOVED, Upto};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
-use crate::store::{ReadError, Rows, Store, WriteError, family, list_state, number};
+use crate::store::{LastCommit, ReadError, Rows, Store, WriteError, family, list_state, number};
 
 /// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
 const WAITING_PIECE: u16 = 0x8000;
@@ -36,6 +36,8 @@ const WAITING_PIECE: u16 = 0x8000;
 const COMMIT_RECIPIENTS: usize = 16_384;
 /// Rows that `resume` moves between two looks at the channels.
 const RELEASE_SLICE: usize = 2_048;
+/// A row of `due` may be made this long after the time in its key, in milliseconds: what was settled waits in channels.
+const DUE_MARGIN_MILLIS: u64 = 60_000;
 /// How often the first live row of each lane is looked up and kept.
 const FIRST_ROWS_EVERY: Duration = Duration::from_secs(10);
 
@@ -61,12 +63,14 @@ pub enum Settlement {
 /// What reaches the writer beside commits.
 pub enum Settle {
     Slice(Vec<Settled>),
-    /// A run that could not be read, because the store was being reopened: its lane reads it again.
+    /// A run that was not worked on, because the store was being reopened or its list was paused: its lane reads it again.
     Unread {
         batch: BatchId,
         count: u16,
         due: Option<UnixMillis>,
     },
+    /// Rows of `due` whose deliveries have ended.
+    Stale(Vec<DueKey>),
     /// A list's deadline passed.
     Over(ListKey, Ending),
     /// From `sweep`: rows of `expiry` to make and to drop.
@@ -79,8 +83,10 @@ pub enum Settle {
         ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
         put: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
     },
-    /// From `sweep`: all singles that the cancellation concerns have been looked at.
-    Swept(Holder),
+    /// From `sweep`: deliveries of a cancelled label or app, read but not claimed. Those in flight are let finish.
+    Cancelled(Vec<Box<Delivery>>),
+    /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
+    Swept(Holder, Upto),
     /// Ends the writer after a last checkpoint.
     Stop,
 }
@@ -172,6 +178,8 @@ pub struct Writer {
     checkpoint: Checkpoint,
     stats: Stats,
     releasing: VecDeque<Holder>,
+    /// What is to end as soon as nobody is busy with it.
+    pursued: HashMap<DeliveryId, Pursuit>,
     last_checkpoint: Instant,
     last_first_rows: Instant,
     /// Pending deliveries as of the last checkpoint, plus commits since.
@@ -230,11 +238,15 @@ struct Group {
     heads: Vec<Head>,
     places: usize,
     added: u64,
+    /// A label or an app was cancelled: the sweep is told when that is on disk.
+    cancels: bool,
     idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
     topics: HashMap<[u8; 16], (DeliveryId, MessageId)>,
     superseded: Vec<(DeliveryId, MessageId)>,
     lists: Vec<ListKey>,
     due: BTreeMap<Lane, UnixMillis>,
+    /// Rows of origins that were met for the first time.
+    origins: Vec<Vec<u8>>,
     /// What to restore if the batch cannot be written.
     undo_lists: HashMap<ListKey, Option<ListState>>,
     random: [u8; 256],
@@ -252,12 +264,10 @@ impl Writer {
         cancelled: Sender<()>,
     ) -> Result<Writer, ReadError> {
         let reader = store.reader()?;
-        let stored = |name: &str| -> Result<u64, ReadError> {
-            Ok(reader.value(family::META, name)?.and_then(|bytes| Take::new(bytes).u64().ok()).unwrap_or(0))
-        };
-        let next_commit = stored("commit")? + 1;
-        let pending = stored("pending")?;
-        let events_end = stored("events_end")?.max(1);
+        let last = reader.value(family::META, "last")?.map(|row| LastCommit::decode(row).map_err(|record::Corrupt| ReadError));
+        let (next_commit, pending) = last.transpose()?.map_or((1, 0), |last| (last.commit + 1, last.pending));
+        let events_end = reader.value(family::META, "events_end")?.map(|row| Take::new(row).u64().map_err(|_| ReadError));
+        let events_end = events_end.transpose()?.unwrap_or(1);
         let mut releasing = VecDeque::new();
         reader.scan(family::META, b"release/", b"release0", |_, value| {
             releasing.extend(holder_from(Bytes::copy_from_slice(value)));
@@ -268,7 +278,7 @@ impl Writer {
         store.events_end.send_replace(events_end);
         load_rules(&store)?;
         load_lists(&store)?;
-        Ok(Writer {
+        let mut writer = Writer {
             store,
             settings,
             commits,
@@ -279,20 +289,42 @@ impl Writer {
             checkpoint: Checkpoint::default(),
             stats: Stats::default(),
             releasing,
+            pursued: HashMap::new(),
             last_checkpoint: Instant::now(),
             last_first_rows: Instant::now(),
             pending_synced: pending,
             full: None,
             stopping: false,
-        })
+        };
+        writer.end_what_is_over();
+        Ok(writer)
+    }
+
+    /// Lists that were over, or done, when the last run ended, and whose last recipients or whose end did not reach the disk: what
+    /// was in flight then is not sent again, so it ends now.
+    fn end_what_is_over(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            if let Some(ending) = over {
+                self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+            } else if done {
+                self.checkpoint.touch();
+                self.checkpoint.lists.insert(key, list);
+            }
+        }
     }
 
     /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
     pub fn run(mut self, progress: impl Fn()) -> Result<(), WriteError> {
+        self.end_rest();
         loop {
             progress();
             self.wait();
             self.settle_all();
+            self.watch_lateness();
             if self.full.is_some() {
                 self.refuse_commits();
                 self.try_reopen()?;
@@ -313,12 +345,34 @@ impl Writer {
         }
     }
 
+    /// What of a cancelled or expired list was in flight when the process ended is not sent again: it ends as the rest did.
+    fn end_rest(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            match over {
+                Some(ending) => {
+                    self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" })
+                }
+                None if done => {
+                    self.checkpoint.touch();
+                    self.checkpoint.lists.insert(key, list);
+                }
+                None => {}
+            }
+        }
+    }
+
     /// Waits for work, at most until the next checkpoint is due.
     fn wait(&mut self) {
         if self.stopping || !self.commits.is_empty() || !self.releasing.is_empty() && self.full.is_none() {
             return;
         }
         let patience = match self.checkpoint.since {
+            // Nothing is written before the next try.
+            _ if self.full.is_some() => Duration::from_millis(500),
             Some(since) => self.settings.checkpoint_interval.saturating_sub(since.elapsed()),
             None => Duration::from_millis(500),
         };
@@ -344,9 +398,10 @@ impl Writer {
 
     /// Closes the gate of promise 2 while outcomes that are not on disk are more, or much older, than they may be.
     fn watch_lateness(&self) {
-        let late = self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES
-            || self.checkpoint.since.is_some_and(|since| since.elapsed() > self.settings.checkpoint_interval * 2);
-        self.store.gates.checkpoint_late.store(late, Ordering::Relaxed);
+        let gates = &self.store.gates;
+        gates.too_many_unsynced.store(self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES, Ordering::Relaxed);
+        // A row of `expiry` or a swept rule that waits makes nobody repeat anything.
+        gates.set_unsynced(self.checkpoint.since.filter(|_| self.checkpoint.outcomes > 0));
     }
 
     // ---- settling ----
@@ -374,6 +429,12 @@ impl Writer {
                 }
             }
             Settle::Unread { batch, count, due } => self.tell_back(batch, count, due),
+            Settle::Stale(rows) => {
+                self.checkpoint.touch();
+                for due in rows {
+                    self.drop_due(due);
+                }
+            }
             Settle::Over(key, ending) => {
                 if let Some(list) = self.store.lists.get(key) {
                     self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
@@ -393,10 +454,16 @@ impl Writer {
                 self.checkpoint.ranges.extend(ranges);
                 self.checkpoint.rows.extend(put.into_iter().map(|(family, key, value)| (family, key, Some(value))));
             }
-            Settle::Swept(holder) => {
-                self.checkpoint.touch();
-                let upto = self.store.rules.load().cancelled.get(&holder).copied();
-                if let Some(upto) = upto {
+            Settle::Cancelled(deliveries) => {
+                let now = clock::now();
+                for delivery in deliveries {
+                    self.cancel_waiting(delivery, now);
+                }
+            }
+            Settle::Swept(holder, upto) => {
+                // A newer cancellation of the same holder is still to be swept.
+                if self.store.rules.load().cancelled.get(&holder) == Some(&upto) {
+                    self.checkpoint.touch();
                     let row = (family::META, rule_key("cancel", &holder), Some(rule_row(&holder, upto, clock::now(), true)));
                     self.checkpoint.rows.push(row);
                 }
@@ -421,6 +488,7 @@ impl Writer {
         };
         match what {
             Settlement::Ended { ending, reason, status, key } => {
+                self.pursued.remove(&delivery.id);
                 if !batch.end(delivery.id.index, ending) {
                     return;
                 }
@@ -481,6 +549,8 @@ impl Writer {
                 self.checkpoint.held.insert(held_key(&holder, &due), true);
                 // `resume` may have come while this delivery was on its way: then nobody else would let it go.
                 if !self.store.rules.load().paused.contains(&holder) && !self.releasing.contains(&holder) {
+                    let row = (family::META, rule_key("release", &holder), Some(holder_row(&holder)));
+                    self.checkpoint.rows.push(row);
                     self.releasing.push_back(holder);
                 }
                 if let Some((_, list)) = &list {
@@ -498,6 +568,16 @@ impl Writer {
         }
     }
 
+    /// Ends what a cancelled label or app has waiting.
+    fn cancel_waiting(&mut self, delivery: Box<Delivery>, now: UnixMillis) {
+        let Ok(Some(batch)) = self.store.find_batch(delivery.id.batch) else { return };
+        // A worker that claims it from here on finds the rule and does not send it.
+        if batch.busy_in(delivery.id.index, 1) == 0 {
+            let what = Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None };
+            self.settle_one(Settled { delivery, what }, now);
+        }
+    }
+
     /// A delivery that is not at its end may find that its message is: cancelled, or a list that is over.
     fn overruled(&self, delivery: &Delivery, list: Option<&(ListKey, Arc<List>)>) -> Option<Settlement> {
         let over = match list {
@@ -506,6 +586,9 @@ impl Writer {
         };
         let message = &delivery.message;
         let cancelled = || self.store.rules.load().cancels(message.id, &message.app, message.label.as_ref());
+        if let Some(Pursuit { ending, reason, .. }) = self.pursued.get(&delivery.id) {
+            return Some(Settlement::Ended { ending: *ending, reason, status: None, key: None });
+        }
         let ending = over.or_else(|| cancelled().then_some(Ending::Cancelled))?;
         let reason = if ending == Ending::Expired { "deadline" } else { "cancelled" };
         Some(Settlement::Ended { ending, reason, status: None, key: None })
@@ -621,7 +704,6 @@ impl Writer {
             }
             writes.push((incoming, answers));
         }
-        self.supersede(&mut group);
         (writes, group)
     }
 
@@ -793,7 +875,11 @@ impl Writer {
             ));
         }
         let Done::Taken { message_id, state, expires, recipients, .. } = done else { return Ok(None) };
-        let position = self.store.lists.get(ListKey::of(message_id)).and_then(|list| list_state(&list).position.clone());
+        let key = ListKey::of(message_id);
+        let position = match self.store.lists.get(key) {
+            Some(list) => list_state(&list).position.clone(),
+            None => self.store.stored_list(key)?.and_then(|list| list_state(&list).position.clone()),
+        };
         Ok(Some(Done::Taken { message_id, state, expires, recipients, duplicate: true, position }))
     }
 
@@ -805,8 +891,9 @@ impl Writer {
                 row.extend_from_slice(&service.0.to_be_bytes());
                 row.extend_from_slice(origin.0.as_bytes());
                 let reader = self.store.reader()?;
-                group.rows.put(&reader, family::META, row, []);
+                group.rows.put(&reader, family::META, &row, []);
                 drop(reader);
+                group.origins.push(row);
                 self.store.services.learn(service, origin);
             }
         }
@@ -912,67 +999,79 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends what newer messages of the same topic have replaced, in the batch that brings the newer ones.
+    /// Ends what newer messages of the same topic have replaced, in the batch that brings the newer ones. What is in flight, or
+    /// came in this very batch, is pursued.
     fn supersede(&mut self, group: &mut Group) {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
-            let count = group.count_of(&delivery.batch);
-            let batch = match count {
-                Some(count) => self.store.batch(delivery.batch, count).map(Some),
-                None => self.store.find_batch(delivery.batch),
-            };
-            let Ok(Some(batch)) = batch else { continue };
-            let list = ListKey::of_batch(&delivery.batch).map(|key| (key, self.store.lists.get(key)));
-            let freed = match &list {
-                None => batch.end_if_free(delivery.index, Ending::Skipped),
-                Some((_, None)) => false,
-                Some((key, Some(list))) => {
-                    let mut state = list_state(list);
-                    let freed = state.over.is_none() && batch.end_if_free(delivery.index, Ending::Skipped);
-                    if freed {
-                        state.counts.ended[Ending::Skipped as usize - 1] += 1;
-                        drop(state);
-                        self.checkpoint.lists.insert(*key, list.clone());
-                    }
-                    freed
-                }
-            };
-            if !freed {
-                continue;
+            let pursuit = Pursuit { id, ending: Ending::Skipped, reason: "superseded" };
+            if self.catch(delivery, &pursuit, group.now) != Caught::Done {
+                self.pursued.insert(delivery, pursuit);
             }
-            self.checkpoint.change(&batch);
-            self.checkpoint.forced = true;
-            let head = match list {
-                Some(_) => None,
-                None => group.heads.iter().find(|head| head.id == id).cloned().or_else(|| self.store.head(id).ok().flatten()),
-            };
-            let list = list.and_then(|(_, list)| list);
-            let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
-            self.ended_by_command(
-                delivery,
-                id,
-                Ending::Skipped,
-                "superseded",
-                head.as_ref(),
-                list.as_ref(),
-                waiting.as_deref(),
-                group.now,
-            );
         }
     }
 
+    /// Looks again at what could not be ended at once. Called when a batch is on disk, before the scheduler hears of it.
+    fn pursue(&mut self, now: UnixMillis) {
+        for (delivery, pursuit) in std::mem::take(&mut self.pursued) {
+            if self.catch(delivery, &pursuit, now) == Caught::Busy {
+                self.pursued.insert(delivery, pursuit);
+            }
+        }
+    }
+
+    /// Ends a delivery that nobody is busy with.
+    fn catch(&mut self, delivery: DeliveryId, pursuit: &Pursuit, now: UnixMillis) -> Caught {
+        let batch = match self.store.find_batch(delivery.batch) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return Caught::Nowhere,
+            Err(ReadError) => return Caught::Busy,
+        };
+        if batch.has_ended(delivery.index) {
+            return Caught::Done;
+        }
+        let list = match ListKey::of_batch(&delivery.batch) {
+            None => None,
+            Some(key) => match self.store.lists.get(key) {
+                Some(list) if list_state(&list).over.is_none() => Some((key, list)),
+                _ => return Caught::Done,
+            },
+        };
+        let freed = match &list {
+            None => batch.end_if_free(delivery.index, pursuit.ending),
+            Some((key, list)) => {
+                let mut state = list_state(list);
+                let freed = batch.end_if_free(delivery.index, pursuit.ending);
+                if freed {
+                    state.counts.ended[pursuit.ending as usize - 1] += 1;
+                    drop(state);
+                    self.checkpoint.lists.insert(*key, list.clone());
+                }
+                freed
+            }
+        };
+        if !freed {
+            return Caught::Busy;
+        }
+        self.checkpoint.change(&batch);
+        self.checkpoint.forced = true;
+        let list = list.map(|(_, list)| list);
+        let head = if list.is_some() { None } else { self.store.head(pursuit.id).ok().flatten() };
+        let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
+        self.ended_by_command(delivery, pursuit, head.as_ref(), list.as_ref(), waiting.as_deref(), now);
+        Caught::Done
+    }
+
     /// Counters and event of a delivery that was ended without having been loaded.
-    #[allow(clippy::too_many_arguments, reason = "one call for what `cancel` and a newer topic end")]
     fn ended_by_command(
         &mut self,
         delivery: DeliveryId,
-        id: MessageId,
-        ending: Ending,
-        reason: &'static str,
+        pursuit: &Pursuit,
         head: Option<&Head>,
         list: Option<&Arc<List>>,
         loaded: Option<&Delivery>,
         now: UnixMillis,
     ) {
+        let Pursuit { id, ending, reason } = *pursuit;
         let entry = head.and_then(|head| head.recipients.iter().find(|recipient| recipient.id == delivery));
         let (app, label, message_ref) = match (head, list) {
             (Some(head), _) => (head.app.clone(), head.label.clone(), head.reference.clone()),
@@ -1069,15 +1168,20 @@ impl Writer {
             }
         }
         group.remember(key, &list);
-        let duplicate = {
+        let (duplicate, done) = {
             let mut state = list_state(&list);
             let duplicate = state.closed;
             state.closed = true;
             if let Some(step) = step {
                 state.position = Some(step.position);
             }
-            duplicate
+            (duplicate, state.done())
         };
+        if done {
+            // Its last recipient has ended already: nothing else would bring it to the checkpoint that ends it.
+            self.checkpoint.touch();
+            self.checkpoint.lists.insert(key, list.clone());
+        }
         self.put_list_state(key, &list, group)?;
         let state = list_state(&list);
         Ok(Done::Added { recipients: state.counts.recipients, duplicate, position: state.position.clone() })
@@ -1121,18 +1225,15 @@ impl Writer {
     }
 
     /// What a message id names: an open list, or the head of a single; None: a list that has ended.
-    fn find_message(&self, id: MessageId, apps: &Apps, group: &Group) -> Result<Found, Failure> {
+    fn find_message(&self, id: MessageId, apps: &Apps) -> Result<Found, Failure> {
         match self.open_list(id, apps) {
             Ok((key, list)) => return Ok(Found::List(key, list)),
             Err(failure) if failure.problem.code == Code::Conflict => return Ok(Found::Ended),
             Err(failure) if failure.problem.code == Code::NotFound => {}
             Err(failure) => return Err(failure),
         }
-        let head = match group.heads.iter().find(|head| head.id == id) {
-            Some(head) => Some(head.clone()),
-            None => self.store.head(id)?,
-        };
-        match head {
+        // One of this very group has not been answered yet: nobody can know its id.
+        match self.store.head(id)? {
             Some(head) if apps.contains(&head.app) => Ok(Found::Single(head)),
             _ => Err(Failure::of(Code::NotFound, Some("message_id"), "no such message")),
         }
@@ -1140,11 +1241,13 @@ impl Writer {
 
     fn take_cancel(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
                 Found::Single(head) => self.cancel_single(&head, group)?,
             }
+            // What was held for it is let go, and found to have ended.
+            self.set_rule_paused(&Holder::Message(id), group, false)?;
             return Ok(Done::Done);
         }
         for holder in self.holders(&target, apps) {
@@ -1152,43 +1255,46 @@ impl Writer {
                 self.end_list(key, &list, Ending::Cancelled, "cancelled");
             }
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.commit, group.now, false);
+            let upto = group.next_message();
+            let row = rule_row(&holder, upto, group.now, false);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.commit);
+            rules.cancelled.insert(holder, upto);
             self.store.rules.store(Arc::new(rules));
         }
+        // The sweep begins when the rule, and all that waits by itself by now, is on disk.
         self.checkpoint.touch();
-        let _full_means_it_looks_anyway = self.cancelled.try_send(());
+        self.checkpoint.forced = true;
+        group.cancels = true;
         Ok(Done::Done)
     }
 
     fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
         let mut busy = false;
         for recipient in &head.recipients {
-            let batch = match group.count_of(&recipient.id.batch) {
-                Some(count) => Some(self.store.batch(recipient.id.batch, count)?),
-                None => self.store.find_batch(recipient.id.batch)?,
-            };
-            let Some(batch) = batch else { continue };
+            let pursuit = Pursuit { id: head.id, ending: Ending::Cancelled, reason: "cancelled" };
+            let Some(batch) = self.store.find_batch(recipient.id.batch)? else { continue };
             if batch.end_if_free(recipient.id.index, Ending::Cancelled) {
                 self.checkpoint.change(&batch);
-                self.ended_by_command(recipient.id, head.id, Ending::Cancelled, "cancelled", Some(head), None, None, group.now);
-            } else {
-                busy |= batch.busy_in(recipient.id.index, 1) > 0;
+                self.ended_by_command(recipient.id, &pursuit, Some(head), None, None, group.now);
+            } else if !batch.has_ended(recipient.id.index) {
+                busy = true;
+                self.pursued.insert(recipient.id, pursuit);
             }
         }
+        self.checkpoint.touch();
         self.checkpoint.forced = true;
         if busy {
             // What is in flight is let finish; if it would be tried again, it ends instead.
             let holder = Holder::Message(head.id);
             let reader = self.store.reader()?;
-            let row = rule_row(&holder, group.commit, group.now, true);
+            let upto = group.next_message();
+            let row = rule_row(&holder, upto, group.now, true);
             group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
             drop(reader);
             let mut rules = (**self.store.rules.load()).clone();
-            rules.cancelled.insert(holder, group.commit);
+            rules.cancelled.insert(holder, upto);
             self.store.rules.store(Arc::new(rules));
         }
         Ok(())
@@ -1196,9 +1302,13 @@ impl Writer {
 
     fn take_pause(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => {}
-                Found::List(key, list) => self.set_list_paused(key, &list, true, None, group)?,
+                Found::List(key, list) => {
+                    // The rule holds back what of it waits by itself.
+                    self.set_list_paused(key, &list, true, None, group)?;
+                    self.set_rule_paused(&Holder::Message(id), group, true)?;
+                }
                 Found::Single(_) => self.set_rule_paused(&Holder::Message(id), group, true)?,
             }
             return Ok(Done::Done);
@@ -1214,7 +1324,7 @@ impl Writer {
 
     fn take_resume(&mut self, target: Target, rate: Option<f64>, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         if let Target::Message(id) = target {
-            match self.find_message(id, apps, group)? {
+            match self.find_message(id, apps)? {
                 Found::Ended => return Ok(Done::Done),
                 Found::List(key, list) => self.set_list_paused(key, &list, false, rate, group)?,
                 Found::Single(_) => {}
@@ -1224,7 +1334,9 @@ impl Writer {
             self.set_rule_paused(&holder, group, false)?;
             for (key, list) in self.lists_of(&holder) {
                 if rate.is_some() {
-                    self.set_list_paused(key, &list, list_state(&list).paused, rate, group)?;
+                    // Bound first: a guard inside the call would still be held in it.
+                    let paused = list_state(&list).paused;
+                    self.set_list_paused(key, &list, paused, rate, group)?;
                 }
                 group.lists.push(key);
             }
@@ -1259,7 +1371,7 @@ impl Writer {
         }
         let reader = self.store.reader()?;
         if paused {
-            let row = rule_row(holder, group.commit, group.now, false);
+            let row = rule_row(holder, group.next_message(), group.now, false);
             group.rows.put(&reader, family::META, rule_key("pause", holder), row);
             group.rows.delete(&reader, family::META, rule_key("release", holder));
         } else {
@@ -1356,8 +1468,14 @@ impl Writer {
                     self.pending_synced += group.added;
                 }
                 self.stats.dirty_taken.clear();
+                let cancels = group.cancels;
+                self.supersede(&mut group);
+                self.pursue(group.now);
                 self.publish(group, built);
                 answer(writes);
+                if cancels {
+                    let _full_means_it_looks_anyway = self.cancelled.try_send(());
+                }
                 Ok(())
             }
             Err(error @ (WriteError::Full(_) | WriteError::Closed)) => {
@@ -1387,9 +1505,7 @@ impl Writer {
         }
         for (lane, count) in &group.waiting {
             let batch = BatchId::Commit { commit: group.commit, lane: *lane, piece: WAITING_PIECE };
-            if !self.checkpoint.batches.contains_key(&batch) {
-                rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
-            }
+            rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
         }
         for heads in group.heads.chunks(64) {
             let mut put = Put::versioned();
@@ -1399,8 +1515,6 @@ impl Writer {
             rows.put(&reader, family::HEAD, key::head_key(group.commit, heads[0].id.place()), &put.0);
         }
         self.stats.put_taken(&reader, rows);
-        rows.put(&reader, family::META, "commit", number(group.commit));
-        rows.put(&reader, family::META, "written", number(group.now.0));
         let mut pending = self.pending_synced + group.added;
         if with_checkpoint {
             pending = self.store.pending.load(Ordering::Relaxed);
@@ -1477,7 +1591,8 @@ impl Writer {
             }
             self.stats.put_ended(&reader, rows);
         }
-        rows.put(&reader, family::META, "pending", number(pending));
+        let last = LastCommit { commit: group.commit, written: group.now, pending };
+        rows.put(&reader, family::META, "last", last.encode());
         built.pending = pending;
         Ok(built)
     }
@@ -1499,13 +1614,18 @@ impl Writer {
         self.stats.forget_old(clock::now());
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
-        self.store.gates.checkpoint_late.store(false, Ordering::Relaxed);
     }
 
     /// Tells the scheduler what is new.
     fn publish(&mut self, group: Group, built: Built) {
-        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() {
+        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() && built.ended_lists.is_empty() {
             return;
+        }
+        for key in &group.lists {
+            if let Some(list) = self.store.lists.get(*key) {
+                let mut state = list_state(&list);
+                state.written = state.chunks.clone();
+            }
         }
         self.news.tell(|latest| {
             for (key, row) in built.work {
@@ -1519,6 +1639,7 @@ impl Writer {
                 earliest(&mut latest.due, lane, time);
             }
             latest.lists.extend(group.lists);
+            latest.lists.extend(built.ended_lists);
         });
     }
 
@@ -1555,6 +1676,12 @@ impl Writer {
                 }
             }
         }
+        if !group.origins.is_empty() {
+            // They stay known in memory, so no later group would write them.
+            self.checkpoint.touch();
+            self.checkpoint.forced = true;
+            self.checkpoint.rows.extend(group.origins.into_iter().map(|row| (family::META, row, Some(Vec::new()))));
+        }
         self.store.pending.fetch_sub(group.added, Ordering::Relaxed);
         self.stats.undo_taken();
         self.next_commit += 1;
@@ -1581,9 +1708,10 @@ impl Writer {
                 self.store.gates.full.store(false, Ordering::Relaxed);
                 // A batch whose sync failed may be there after all; numbers go on behind it.
                 if let Ok(reader) = self.store.reader()
-                    && let Ok(Some(row)) = reader.value(family::META, "commit")
+                    && let Ok(Some(row)) = reader.value(family::META, "last")
+                    && let Ok(last) = LastCommit::decode(row)
                 {
-                    self.next_commit = self.next_commit.max(Take::new(row).u64().unwrap_or(0) + 1);
+                    self.next_commit = self.next_commit.max(last.commit + 1);
                 }
                 Ok(())
             }
@@ -1615,8 +1743,9 @@ impl Writer {
                         first = Some(row.to_vec());
                         false
                     });
-                    // In `work` new rows come behind all others. In `due` they come behind now: that is as far as it may go.
-                    let now = key::due_prefix(lane, clock::now());
+                    // In `work` new rows come behind all others. In `due` they come behind the moment at which they were thought
+                    // of, somewhere in the pipeline: that is as far as it may go.
+                    let now = key::due_prefix(lane, UnixMillis(clock::now().0.saturating_sub(DUE_MARGIN_MILLIS)));
                     let first = match family {
                         family::DUE => first.unwrap_or_else(|| now.clone()).min(now),
                         _ => match first {
@@ -1631,6 +1760,25 @@ impl Writer {
             }
         }
     }
+}
+
+/// A delivery that a command, or a newer message, has ended.
+#[derive(Clone, Copy)]
+struct Pursuit {
+    id: MessageId,
+    ending: Ending,
+    reason: &'static str,
+}
+
+/// What came of ending it.
+#[derive(PartialEq)]
+enum Caught {
+    /// It has ended, now or before.
+    Done,
+    /// Somebody is busy with it.
+    Busy,
+    /// There is no such row: it came in the batch that is being made, or is long gone.
+    Nowhere,
 }
 
 /// What a message id names.
@@ -1660,15 +1808,22 @@ impl Group {
             heads: Vec::new(),
             places: 0,
             added: 0,
+            cancels: false,
             idempotency: HashMap::new(),
             topics: HashMap::new(),
             superseded: Vec::new(),
             lists: Vec::new(),
             due: BTreeMap::new(),
+            origins: Vec::new(),
             undo_lists: HashMap::new(),
             random: [0; 256],
             random_next: 256,
         }
+    }
+
+    /// Where the next message of this group will be: a rule concerns those before it.
+    fn next_message(&self) -> Upto {
+        (self.commit, u16::try_from(self.places).expect("a group is closed long before its places are used up"))
     }
 
     /// Eight bits that make ids unguessable from their neighbours' a little.
@@ -1694,16 +1849,6 @@ impl Group {
         let piece = u16::try_from(rows.len() - 1).expect("a commit has at most 65,536 recipients");
         let row = rows.last_mut().expect("one was pushed");
         (piece, row.push(message, recipients, count, expires))
-    }
-
-    /// Recipients of a batch of this very group so far.
-    fn count_of(&self, batch: &BatchId) -> Option<u16> {
-        match *batch {
-            BatchId::Commit { commit, lane, piece } if commit == self.commit => {
-                self.work.get(&lane)?.get(usize::from(piece)).map(WorkRow::count)
-            }
-            _ => None,
-        }
     }
 
     /// Keeps the list's state as it is, in case the group cannot be written.
@@ -1866,6 +2011,7 @@ pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) ->
         for _ in 0..take.u16()? {
             read.chunks.insert(Service(take.u16()?), take.u32()?);
         }
+        read.written = read.chunks.clone();
     }
     if let Some(row) = counts {
         let mut take = Take::versioned(row)?;
@@ -1966,17 +2112,17 @@ fn holder_from(row: Bytes) -> Option<Holder> {
     Take::versioned(row).and_then(|mut take| take_holder(&mut take)).ok()
 }
 
-/// A rule's row: whom it concerns, up to which commit, since when, and whether the sweep has seen all that it ends.
-fn rule_row(holder: &Holder, upto: u64, now: UnixMillis, swept: bool) -> Vec<u8> {
+/// A rule's row: whom it concerns, up to which message, since when, and whether the sweep has seen all that it ends.
+fn rule_row(holder: &Holder, upto: Upto, now: UnixMillis, swept: bool) -> Vec<u8> {
     let mut put = Put(holder_row(holder));
-    put.u64(upto).u64(now.0).u8(u8::from(swept));
+    put.u64(upto.0).u16(upto.1).u64(now.0).u8(u8::from(swept));
     put.0
 }
 
 /// A rule as it is on disk.
 pub struct StoredRule {
     pub holder: Holder,
-    pub upto: u64,
+    pub upto: Upto,
     pub since: UnixMillis,
     pub swept: bool,
 }
@@ -1985,7 +2131,7 @@ pub struct StoredRule {
 pub fn read_rule(row: Bytes) -> Result<StoredRule, record::Corrupt> {
     let mut take = Take::versioned(row)?;
     let holder = take_holder(&mut take)?;
-    Ok(StoredRule { holder, upto: take.u64()?, since: UnixMillis(take.u64()?), swept: take.u8()? != 0 })
+    Ok(StoredRule { holder, upto: (take.u64()?, take.u16()?), since: UnixMillis(take.u64()?), swept: take.u8()? != 0 })
 }
 
 fn holder_prefix(holder: &Holder) -> Vec<u8> {

@@ -38,7 +38,7 @@ pub fn run(flags: &Ingest) -> io::Result<()> {
     report.pumped(&pumped, messages);
     report.readings(before, after, messages);
     let origins = Client::connect(&bench.socket)?.try_request(&json!({"op": "origins"}))?;
-    report.add("origins", "the daemon says of its lanes", origins["origins"].clone(), origins["origins"].to_string());
+    report.origins(&origins["origins"]);
     bench.finish()?;
     report.print(flags.place.json)
 }

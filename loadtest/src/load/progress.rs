@@ -1,8 +1,11 @@
 //! A live line, on a terminal only.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use super::report::grouped;
 
 /// Removed from the terminal when dropped.
 pub struct Progress {
@@ -15,8 +18,13 @@ impl Progress {
             return Progress { bar: ProgressBar::hidden() };
         }
         let bar = ProgressBar::new(total);
-        let style = ProgressStyle::with_template("{msg:>12} {bar:40} {human_pos} of {human_len}, {per_sec}, {elapsed}");
-        bar.set_style(style.expect("the template is good"));
+        let style =
+            ProgressStyle::with_template("{msg:>12} {bar:40} {human_pos} of {human_len}, {whole_per_sec} a second, {elapsed}");
+        let whole = |state: &ProgressState, text: &mut dyn Write| {
+            // Where it cannot be written there is nobody to miss it.
+            let _written = text.write_str(&grouped(state.per_sec() as u64));
+        };
+        bar.set_style(style.expect("the template is good").with_key("whole_per_sec", whole));
         bar.set_message(what);
         Progress { bar }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use fanfare_loadtest::machine::Machine;
+use fanfare_loadtest::machine::{Cpu, Machine};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
@@ -64,6 +64,32 @@ impl Report {
         self.latency("ack", "acknowledgement latency", quantiles(&pumped.ack));
     }
 
+    /// CPU time that was used for so many messages.
+    pub fn cpu(&mut self, name: &str, label: &str, cpu: Cpu, messages: u64) {
+        let each = cpu.micros_each(messages);
+        let value = json!({
+            "user_s": cpu.user.as_secs_f64(), "system_s": cpu.system.as_secs_f64(), "us_per_message": each,
+        });
+        // Seen: a run of 31 ms told a quarter of what was used, as the kernel counts in ticks of 10 ms.
+        let short = if cpu.user + cpu.system < TRUSTED { ", too short to trust" } else { "" };
+        let text = format!(
+            "{each:.1} us a message ({:.2} s user + {:.2} s system{short})",
+            cpu.user.as_secs_f64(),
+            cpu.system.as_secs_f64()
+        );
+        self.add(name, label, value, text);
+    }
+
+    /// What the daemon says of each push service: all of it as JSON, a row each in the table.
+    pub fn origins(&mut self, origins: &Value) {
+        self.json.insert("origins".to_owned(), origins.clone());
+        for origin in origins.as_array().into_iter().flatten() {
+            let word = |name: &str| origin[name].as_str().unwrap_or("-").to_owned();
+            let text = format!("{} is {}, last error: {}", word("origin"), word("state"), word("last_error"));
+            self.rows.push(("the daemon says".to_owned(), text));
+        }
+    }
+
     /// CPU, memory and writing between two readings.
     pub fn readings(&mut self, before: Reading, after: Reading, messages: u64) {
         for (name, label, cpu) in [
@@ -71,18 +97,7 @@ impl Report {
             ("mock", "mock CPU", after.mock.since(before.mock)),
             ("generator", "generator CPU", after.generator.since(before.generator)),
         ] {
-            let each = cpu.micros_each(messages);
-            let value = json!({
-                "user_s": cpu.user.as_secs_f64(), "system_s": cpu.system.as_secs_f64(), "us_per_message": each,
-            });
-            // Seen: a run of 31 ms told a quarter of what was used, as the kernel counts in ticks of 10 ms.
-            let short = if cpu.user + cpu.system < TRUSTED { ", too short to trust" } else { "" };
-            let text = format!(
-                "{each:.1} us a message ({:.2} s user + {:.2} s system{short})",
-                cpu.user.as_secs_f64(),
-                cpu.system.as_secs_f64()
-            );
-            self.add(&format!("{name}_cpu"), label, value, text);
+            self.cpu(&format!("{name}_cpu"), label, cpu, messages);
         }
         self.add("daemon_peak_rss_bytes", "daemon peak memory", after.peak_memory, megabytes(after.peak_memory));
         if let (Some(before), Some(after)) = (before.written, after.written) {
@@ -95,7 +110,8 @@ impl Report {
     /// Prints it; an error if something did not add up.
     pub fn print(mut self, json: bool) -> io::Result<()> {
         let machine = Machine::here();
-        let text = format!("{}, {} cores, {}", machine.cpu, machine.cores, megabytes(machine.memory_bytes));
+        let memory = machine.memory_bytes as f64 / 1e9;
+        let text = format!("{}, {} cores, {memory:.1} GB, Linux {}", machine.cpu, machine.cores, machine.kernel);
         self.add("machine", "machine", serde_json::to_value(&machine)?, text);
         self.json.insert("ok".to_owned(), self.problems.is_empty().into());
         self.json.insert("problems".to_owned(), self.problems.clone().into());
