@@ -85,7 +85,8 @@ fn run(cycles: usize, preload: Option<&str>) -> Result<Option<String>, String> {
     let deadline = Instant::now() + Duration::from_secs(120);
     let wanted: BTreeSet<u64> = acked.iter().map(|(_, number)| *number).collect();
     loop {
-        let taken: BTreeSet<u64> = mock.received().iter().filter(|post| post.taken()).map(|post| number_of(&post.text())).collect();
+        let taken: BTreeSet<u64> =
+            mock.received().iter().filter(|post| post.taken()).map(|post| number_of(&post.text())).collect();
         let missing = wanted.difference(&taken).count();
         if missing == 0 {
             break;
@@ -98,7 +99,12 @@ fn run(cycles: usize, preload: Option<&str>) -> Result<Option<String>, String> {
 }
 
 /// Sends until the power goes: what was acknowledged before, and an acknowledgement that came after, which must not be.
-fn cycle_of_load(daemon: &mut Daemon, disk: &Disk, browsers: &[Subscription], first: u64) -> (Vec<(String, u64)>, Option<String>) {
+fn cycle_of_load(
+    daemon: &mut Daemon,
+    disk: &Disk,
+    browsers: &[Subscription],
+    first: u64,
+) -> (Vec<(String, u64)>, Option<String>) {
     let socket = daemon.socket();
     let (count, off) = (AtomicUsize::new(0), AtomicBool::new(false));
     let taken = std::thread::scope(|scope| {

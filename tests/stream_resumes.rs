@@ -176,8 +176,7 @@ impl Stage {
         let mut ended: BTreeMap<String, usize> = BTreeMap::new();
         let mut after = "oldest".to_owned();
         loop {
-            let (events, end) =
-                client.events(&json!({"op": "events", "after": after, "limit": 1_000})).expect("the daemon runs");
+            let (events, end) = client.events(&json!({"op": "events", "after": after, "limit": 1_000})).expect("the daemon runs");
             for event in events {
                 assert_eq!(event["type"], "accepted", "{event}");
                 *ended.entry(event["subscription_id"].as_str().expect("an id").to_owned()).or_default() += 1;

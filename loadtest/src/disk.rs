@@ -146,7 +146,8 @@ fn text(path: &Path) -> String {
 fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     // Not every user's PATH has what only root needs.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(program).args(arguments).env("PATH", path).output().map_err(|error| format!("{program}: {error}"))?;
+    let output =
+        Command::new(program).args(arguments).env("PATH", path).output().map_err(|error| format!("{program}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
