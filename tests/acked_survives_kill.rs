@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 const KILLS: usize = 100;
 /// Every so many kills the load runs for longer than any checkpoint may take, so that an unwritten outcome would be seen.
 const LONG_EVERY: usize = 25;
-const LONG: Duration = Duration::from_secs(4);
+const LONG: Duration = Duration::from_secs(7);
 /// How long before a kill a message that it repeats may have been taken: `checkpoint_interval` is 250 ms, sending stops when a
 /// checkpoint is later than twice that, and what was in flight is added. The rest is for a busy machine.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -174,9 +174,9 @@ fn acked_lines_survive_a_hundred_kills() {
 
     let received = mock.received();
     check_events(&events, &acked, &received);
-    let repeats = check_repeats(&received, &kills);
+    let (repeats, oldest) = check_repeats(&received, &kills);
     println!(
-        "{} messages, {} events, {} posts; {lost_replies} lines sent again, {cancelled} cancelled, {repeats} deliveries repeated by {KILLS} kills",
+        "{} messages, {} events, {} posts; {lost_replies} lines sent again, {cancelled} cancelled, {repeats} deliveries repeated by {KILLS} kills, at most {oldest:?} old",
         acked.len(),
         events.seen.len(),
         received.len(),
@@ -382,9 +382,10 @@ fn check_events(events: &Events, acked: &BTreeMap<String, Acked>, received: &[Re
 }
 
 /// What was taken twice was taken the first time shortly before a kill, and the second time after it.
-fn check_repeats(received: &[Received], kills: &[u64]) -> usize {
+fn check_repeats(received: &[Received], kills: &[u64]) -> (usize, Duration) {
     let mut taken: HashMap<(u64, &str), u64> = HashMap::new();
     let mut of_kill: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut oldest = Duration::ZERO;
     for post in received.iter().filter(|post| post.taken()) {
         if let Some(before) = taken.insert((number_of(post), &post.subscription), post.time) {
             // The kill itself takes a moment: what came then is dated before or after it.
@@ -392,12 +393,13 @@ fn check_repeats(received: &[Received], kills: &[u64]) -> usize {
             assert!(kill < post.time, "a repeat without a kill between: {} at {before} and {}", post.text(), post.time);
             let age = Duration::from_micros(kill.saturating_sub(before));
             assert!(age <= WINDOW, "a repeat of what was taken {age:?} before the kill");
+            oldest = oldest.max(age);
             *of_kill.entry(kill).or_default() += 1;
         }
     }
     let most = of_kill.values().max().copied().unwrap_or(0);
     assert!(most <= OUTCOMES + IN_FLIGHT, "one kill repeated {most}");
-    of_kill.values().sum()
+    (of_kill.values().sum(), oldest)
 }
 
 fn number_of(post: &Received) -> u64 {
