@@ -132,8 +132,10 @@ pub enum Done {
         duplicate: bool,
         position: Option<Box<str>>,
     },
-    /// `cancel`, `pause`, `resume`, `drain`, `ping`.
+    /// `cancel`, `pause`, `resume`.
     Done,
+    /// `drain`, `ping`: nothing is written for them.
+    Passed,
     Failed {
         problem: Problem,
         retry_after: Option<f64>,

@@ -700,9 +700,9 @@ impl Writer {
             Op::Resume { target, rate, apps } => self.take_resume(target, rate, &apps, group),
             Op::Drain { on } => {
                 self.store.gates.draining.store(on, Ordering::Relaxed);
-                Ok(Done::Done)
+                Ok(Done::Passed)
             }
-            Op::Pass => Ok(Done::Done),
+            Op::Pass => Ok(Done::Passed),
         };
         done.unwrap_or_else(|failure| failure.into_done())
     }
@@ -1670,8 +1670,16 @@ impl Writer {
 
     fn refuse_commits(&mut self) {
         while let Ok(mut writes) = self.commits.try_recv() {
-            let ops = std::mem::take(&mut writes.ops).len();
-            let answers = (0..ops).map(|_| read_only()).collect();
+            let ops = std::mem::take(&mut writes.ops).into_iter();
+            let answers = ops.map(|op| match op {
+                Op::Drain { on } => {
+                    self.store.gates.draining.store(on, Ordering::Relaxed);
+                    Done::Passed
+                }
+                Op::Pass => Done::Passed,
+                _ => read_only(),
+            });
+            let answers = answers.collect();
             answer(vec![(writes, answers)]);
         }
     }
@@ -1877,8 +1885,13 @@ fn answer(writes: Vec<(Writes, Vec<Done>)>) {
     }
 }
 
+/// Nothing was written. What needs nothing to be written is answered all the same.
 fn refuse(writes: Vec<(Writes, Vec<Done>)>) {
-    answer(writes.into_iter().map(|(writes, answers)| (writes, answers.iter().map(|_| read_only()).collect())).collect());
+    let refused = |done| match done {
+        Done::Passed => done,
+        _ => read_only(),
+    };
+    answer(writes.into_iter().map(|(writes, answers)| (writes, answers.into_iter().map(refused).collect())).collect());
 }
 
 /// What an event tells.
