@@ -1264,8 +1264,7 @@ impl Writer {
                 self.pursued.insert(recipient.id, pursuit);
             }
         }
-        self.checkpoint.touch();
-        self.checkpoint.forced = true;
+        self.checkpoint.forced |= self.checkpoint.dirty();
         if busy {
             // What is in flight is let finish; if it would be tried again, it ends instead.
             let holder = Holder::Message(head.id);
