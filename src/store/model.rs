@@ -167,7 +167,7 @@ struct World {
     ended: HashMap<i64, Ending>,
     ended_on_disk: HashMap<i64, Ending>,
     paused: HashSet<Option<u8>>,
-    some_cancelled_by_rule: bool,
+    some_cancelled: bool,
 }
 
 const ALLOWED: [&str; 2] = ["one.example.net", "two.example.net"];
@@ -216,7 +216,7 @@ impl World {
             ended: HashMap::new(),
             ended_on_disk: HashMap::new(),
             paused: HashSet::new(),
-            some_cancelled_by_rule: false,
+            some_cancelled: false,
         }
     }
 
@@ -384,13 +384,13 @@ impl World {
             Act::Cancel(aim) => {
                 let Some(target) = self.target(*aim) else { return };
                 self.aimed(*aim).into_iter().for_each(|known| known.cancelled = true);
-                self.some_cancelled_by_rule |= !matches!(aim, Aim::Message(_));
+                self.some_cancelled = true;
                 assert_eq!(self.hand_over(vec![Op::Cancel { target, apps }]), [Done::Done]);
             }
             Act::CancelThenSend(aim, new) => {
                 let Some(target) = self.target(*aim) else { return };
                 self.aimed(*aim).into_iter().for_each(|known| known.cancelled = true);
-                self.some_cancelled_by_rule |= !matches!(aim, Aim::Message(_));
+                self.some_cancelled = true;
                 self.send(Some(Op::Cancel { target, apps }), std::slice::from_ref(new));
             }
             Act::Pause(aim) => {
@@ -577,8 +577,8 @@ impl World {
                 assert_eq!(counts.ended[ending as usize - 1], ours, "{}: {}", known.id, ending.as_str());
             }
         }
-        // Singles that a cancelled label or app will end are told as cancelled before they are met.
-        if !self.some_cancelled_by_rule {
+        // What a cancel has met in flight, and what it will end of a label or app, is told as cancelled before it is settled.
+        if !self.some_cancelled {
             assert_eq!(store.pending.load(std::sync::atomic::Ordering::Relaxed), pending);
         }
     }
