@@ -87,6 +87,8 @@ impl ConfigBuilder {
         keys.insert("apps.default.vapid_keys".to_owned(), json!([place("vapid.pem")]));
         keys.insert("apps.default.subject".to_owned(), "mailto:ops@example.com".into());
         keys.insert("endpoints.allow_hosts".to_owned(), self.allow_hosts.clone().into());
+        // A machine whose disk is nearly full can be tested on, too.
+        keys.insert("store.min_free_percent".to_owned(), json!(0.1));
         keys.insert("endpoints.allow_networks".to_owned(), json!(["127.0.0.0/8"]));
         if !self.roots.is_empty() {
             keys.insert("deliver.extra_roots".to_owned(), place("roots.pem"));

@@ -118,6 +118,7 @@ fn settings(directory: &Directory, push: u16, metrics: u16) -> String {
     format!(
         "data_dir = {}\n\n[ingest]\nsocket = {}\nsocket_mode = 0o600\n\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n\n\
          [apps.default]\nvapid_keys = [{}]\nsubject = \"mailto:developer@fanfare.dev\"\n\n[deliver]\nextra_roots = {}\n\n\
+         [store]\nmin_free_percent = 0.1\n\n\
          [endpoints]\nallow_hosts = [\"127.0.0.1:{push}\"]\nallow_networks = [\"127.0.0.0/8\"]\n\n\
          [events]\nlog = [\"accepted\", \"gone\", \"refused\", \"expired\", \"cancelled\", \"skipped\"]\n",
         file("data"),
