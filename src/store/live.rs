@@ -7,9 +7,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use crate::message::{BatchId, Ending, Lane, Message, MessageId, Service, UnixMillis, Urgency};
@@ -466,8 +465,22 @@ fn holders(id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> [Option<H
     [Some(Holder::Message(id)), label.map(|label| Holder::Label(app.clone(), label.clone())), Some(Holder::App(app.clone()))]
 }
 
-/// The rules, read by everyone, changed by the writer.
-pub type Rules = ArcSwap<RuleSet>;
+/// The rules, read by everyone, changed in place by the writer: a hundred thousand paused messages are as many entries, which
+/// nobody wants copied for each change.
+#[derive(Debug, Default)]
+pub struct Rules(RwLock<RuleSet>);
+
+impl Rules {
+    /// The rules as they are. Held for a few comparisons: the writer waits.
+    pub fn load(&self) -> RwLockReadGuard<'_, RuleSet> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes them.
+    pub fn change<T>(&self, change: impl FnOnce(&mut RuleSet) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// The lane of a service for an urgency, for all four.
 pub fn lanes_of(service: Service) -> impl Iterator<Item = Lane> {

@@ -111,6 +111,8 @@ impl Store {
             Counts { recipients: head.recipients.len() as u64, rejected: u64::from(head.rejected), ..Counts::default() };
         let rules = self.rules.load();
         let cancelled = rules.cancels(head.id, &head.app, head.label.as_ref());
+        let paused = rules.pauses(head.id, &head.app, head.label.as_ref());
+        drop(rules);
         let mut in_flight = 0;
         // Memory first: what is neither busy nor ended there, and not ended on disk after that, nobody sends any more once it is
         // cancelled, because a worker looks at the rules after its claim.
@@ -142,7 +144,7 @@ impl Store {
         let state = match () {
             () if pending == 0 && counts.ended[Ending::Cancelled as usize - 1] > 0 => State::Cancelled,
             () if pending == 0 => State::Done,
-            () if rules.pauses(head.id, &head.app, head.label.as_ref()) => State::Paused,
+            () if paused => State::Paused,
             () if head.at > now => State::Scheduled,
             () => State::Sending,
         };

@@ -1,0 +1,388 @@
+//! `cancel`, `pause`, `resume`, and topics that replace what still waits.
+
+use std::sync::Arc;
+
+use crate::clock;
+use crate::ingest::request::{Code, Target};
+use crate::message::{Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
+use crate::store::commit::{Apps, Done, subscription_id};
+use crate::store::key::{self, DueKey};
+use crate::store::live::{Holder, List, ListKey};
+use crate::store::record::{self, Head};
+use crate::store::writer::Writer;
+use crate::store::writer::event::Event;
+use crate::store::writer::rows::{holder_prefix, holder_row, rule_key, rule_row};
+use crate::store::writer::take::{Failure, Group};
+use crate::store::{ReadError, family, list_state};
+
+impl Writer {
+    /// Ends what newer messages of the same topic have replaced, in the batch that brings the newer ones. What is in flight, or
+    /// came in this very batch, is pursued.
+    pub(super) fn supersede(&mut self, group: &mut Group) {
+        for (delivery, id) in std::mem::take(&mut group.superseded) {
+            let pursuit = Pursuit { id, ending: Ending::Skipped, reason: "superseded" };
+            if self.catch(delivery, &pursuit, group.now) != Caught::Done {
+                self.pursued.insert(delivery, pursuit);
+            }
+        }
+    }
+
+    /// Looks again at what could not be ended at once. Called when a batch is on disk, before the scheduler hears of it.
+    pub(super) fn pursue(&mut self, now: UnixMillis) {
+        for (delivery, pursuit) in std::mem::take(&mut self.pursued) {
+            if self.catch(delivery, &pursuit, now) == Caught::Busy {
+                self.pursued.insert(delivery, pursuit);
+            }
+        }
+    }
+
+    /// Ends a delivery that nobody is busy with.
+    pub(super) fn catch(&mut self, delivery: DeliveryId, pursuit: &Pursuit, now: UnixMillis) -> Caught {
+        let batch = match self.store.find_batch(delivery.batch) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return Caught::Nowhere,
+            Err(ReadError) => return Caught::Busy,
+        };
+        if batch.has_ended(delivery.index) {
+            return Caught::Done;
+        }
+        let list = match ListKey::of_batch(&delivery.batch) {
+            None => None,
+            Some(key) => match self.store.lists.get(key) {
+                Some(list) if list_state(&list).over.is_none() => Some((key, list)),
+                _ => return Caught::Done,
+            },
+        };
+        let freed = match &list {
+            None => batch.end_if_free(delivery.index, pursuit.ending),
+            Some((key, list)) => {
+                let mut state = list_state(list);
+                let freed = batch.end_if_free(delivery.index, pursuit.ending);
+                if freed {
+                    state.counts.ended[pursuit.ending as usize - 1] += 1;
+                    drop(state);
+                    self.checkpoint.lists.insert(*key, list.clone());
+                }
+                freed
+            }
+        };
+        if !freed {
+            return Caught::Busy;
+        }
+        self.checkpoint.change(&batch);
+        self.checkpoint.forced = true;
+        let list = list.map(|(_, list)| list);
+        let head = if list.is_some() { None } else { self.store.head(pursuit.id).ok().flatten() };
+        let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
+        self.ended_by_command(delivery, pursuit, head.as_ref(), list.as_ref(), waiting.as_deref(), now);
+        Caught::Done
+    }
+
+    /// Counters and event of a delivery that was ended without having been loaded.
+    pub(super) fn ended_by_command(
+        &mut self,
+        delivery: DeliveryId,
+        pursuit: &Pursuit,
+        head: Option<&Head>,
+        list: Option<&Arc<List>>,
+        loaded: Option<&Delivery>,
+        now: UnixMillis,
+    ) {
+        let Pursuit { id, ending, reason } = *pursuit;
+        let entry = head.and_then(|head| head.recipients.iter().find(|recipient| recipient.id == delivery));
+        let (app, label, message_ref) = match (head, list) {
+            (Some(head), _) => (head.app.clone(), head.label.clone(), head.reference.clone()),
+            (None, Some(list)) => (list.message.app.clone(), list.message.label.clone(), list.message.reference.clone()),
+            (None, None) => return,
+        };
+        let service = delivery.batch.lane().service;
+        let key = self.settings.first_keys.get(&app).copied();
+        self.ended(1, ending, &app, label.as_ref(), service, key, now);
+        let known = entry
+            .map(|entry| entry.subscription)
+            .or_else(|| loaded.map(|delivery| subscription_id(delivery.recipient.endpoint.as_str())));
+        let told: Option<&dyn Fn() -> SubscriptionId> = None;
+        let subscription = move || known.expect("only called if it is known");
+        self.event(&Event {
+            time: now,
+            ending,
+            id,
+            message_ref: message_ref.as_deref(),
+            label: label.as_deref(),
+            subscription: if known.is_some() { Some(&subscription) } else { told },
+            reference: entry
+                .and_then(|entry| entry.reference.as_ref())
+                .or_else(|| loaded.and_then(|delivery| delivery.recipient.reference.as_ref())),
+            app: &app,
+            service: Some(service),
+            status: None,
+            reason,
+            count: None,
+        });
+    }
+
+    /// The targets of `cancel`, `pause` and `resume` as rules: a label is one of each app of the socket.
+    pub(super) fn holders(&self, target: &Target, apps: &Apps) -> Vec<Holder> {
+        match target {
+            Target::Message(id) => vec![Holder::Message(*id)],
+            Target::Label(label) => apps.iter().map(|app| Holder::Label(app.clone(), label.clone())).collect(),
+            Target::App(app) => vec![Holder::App(app.clone())],
+        }
+    }
+
+    /// The lists that a rule concerns.
+    pub(super) fn lists_of(&self, holder: &Holder) -> Vec<(ListKey, Arc<List>)> {
+        let mut lists = self.store.lists.all();
+        lists.retain(|(_, list)| match holder {
+            Holder::Message(id) => list.message.id == *id,
+            Holder::Label(app, label) => list.message.app == *app && list.message.label.as_ref() == Some(label),
+            Holder::App(app) => list.message.app == *app,
+        });
+        lists
+    }
+
+    /// What a message id names: an open list, or the head of a single; None: a list that has ended.
+    pub(super) fn find_message(&self, id: MessageId, apps: &Apps) -> Result<Found, Failure> {
+        match self.open_list(id, apps) {
+            Ok((key, list)) => return Ok(Found::List(key, list)),
+            Err(failure) if failure.problem.code == Code::Conflict => return Ok(Found::Ended),
+            Err(failure) if failure.problem.code == Code::NotFound => {}
+            Err(failure) => return Err(failure),
+        }
+        // One of this very group has not been answered yet: nobody can know its id.
+        match self.store.head(id)? {
+            Some(head) if apps.contains(&head.app) => Ok(Found::Single(head)),
+            _ => Err(Failure::of(Code::NotFound, Some("message_id"), "no such message")),
+        }
+    }
+
+    pub(super) fn take_cancel(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
+        if let Target::Message(id) = target {
+            match self.find_message(id, apps)? {
+                Found::Ended => {}
+                Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
+                Found::Single(head) => self.cancel_single(&head, group)?,
+            }
+            // What was held for it is let go, and found to have ended.
+            self.set_rule_paused(&Holder::Message(id), group, false)?;
+            return Ok(Done::Done);
+        }
+        for holder in self.holders(&target, apps) {
+            for (key, list) in self.lists_of(&holder) {
+                self.end_list(key, &list, Ending::Cancelled, "cancelled");
+            }
+            let reader = self.store.reader()?;
+            let upto = group.next_message();
+            let row = rule_row(&holder, upto, group.now, false);
+            group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
+            drop(reader);
+            self.store.rules.change(|rules| rules.cancelled.insert(holder, upto));
+        }
+        // The sweep begins when the rule, and all that waits by itself by now, is on disk.
+        self.checkpoint.touch();
+        self.checkpoint.forced = true;
+        group.cancels = true;
+        Ok(Done::Done)
+    }
+
+    pub(super) fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
+        let mut busy = false;
+        for recipient in &head.recipients {
+            let pursuit = Pursuit { id: head.id, ending: Ending::Cancelled, reason: "cancelled" };
+            let Some(batch) = self.store.find_batch(recipient.id.batch)? else { continue };
+            if batch.end_if_free(recipient.id.index, Ending::Cancelled) {
+                self.checkpoint.change(&batch);
+                self.ended_by_command(recipient.id, &pursuit, Some(head), None, None, group.now);
+            } else if !batch.has_ended(recipient.id.index) {
+                busy = true;
+                self.pursued.insert(recipient.id, pursuit);
+            }
+        }
+        self.checkpoint.forced |= self.checkpoint.dirty();
+        if busy {
+            // What is in flight is let finish; if it would be tried again, it ends instead.
+            let holder = Holder::Message(head.id);
+            let reader = self.store.reader()?;
+            let upto = group.next_message();
+            let row = rule_row(&holder, upto, group.now, true);
+            group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
+            drop(reader);
+            self.store.rules.change(|rules| rules.cancelled.insert(holder, upto));
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_pause(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
+        if let Target::Message(id) = target {
+            match self.find_message(id, apps)? {
+                Found::Ended => {}
+                Found::List(key, list) => {
+                    // The rule holds back what of it waits by itself.
+                    self.set_list_paused(key, &list, true, None, group)?;
+                    self.set_rule_paused(&Holder::Message(id), group, true)?;
+                }
+                Found::Single(_) => self.set_rule_paused(&Holder::Message(id), group, true)?,
+            }
+            return Ok(Done::Done);
+        }
+        for holder in self.holders(&target, apps) {
+            self.set_rule_paused(&holder, group, true)?;
+            for (key, _) in self.lists_of(&holder) {
+                group.lists.push(key);
+            }
+        }
+        Ok(Done::Done)
+    }
+
+    pub(super) fn take_resume(
+        &mut self,
+        target: Target,
+        rate: Option<f64>,
+        apps: &Apps,
+        group: &mut Group,
+    ) -> Result<Done, Failure> {
+        if let Target::Message(id) = target {
+            match self.find_message(id, apps)? {
+                Found::Ended => return Ok(Done::Done),
+                Found::List(key, list) => self.set_list_paused(key, &list, false, rate, group)?,
+                Found::Single(_) => {}
+            }
+        }
+        for holder in self.holders(&target, apps) {
+            self.set_rule_paused(&holder, group, false)?;
+            for (key, list) in self.lists_of(&holder) {
+                if rate.is_some() {
+                    // Bound first: a guard inside the call would still be held in it.
+                    let paused = list_state(&list).paused;
+                    self.set_list_paused(key, &list, paused, rate, group)?;
+                }
+                group.lists.push(key);
+            }
+        }
+        Ok(Done::Done)
+    }
+
+    pub(super) fn set_list_paused(
+        &self,
+        key: ListKey,
+        list: &Arc<List>,
+        paused: bool,
+        rate: Option<f64>,
+        group: &mut Group,
+    ) -> Result<(), Failure> {
+        group.remember(key, list);
+        {
+            let mut state = list_state(list);
+            state.paused = paused;
+            if rate.is_some() {
+                state.rate = rate;
+            }
+        }
+        self.put_list_state(key, list, group)
+    }
+
+    pub(super) fn set_rule_paused(&mut self, holder: &Holder, group: &mut Group, paused: bool) -> Result<(), Failure> {
+        if self.store.rules.load().paused.contains(holder) == paused {
+            return Ok(());
+        }
+        let reader = self.store.reader()?;
+        if paused {
+            let row = rule_row(holder, group.next_message(), group.now, false);
+            group.rows.put(&reader, family::META, rule_key("pause", holder), row);
+            group.rows.delete(&reader, family::META, rule_key("release", holder));
+        } else {
+            group.rows.delete(&reader, family::META, rule_key("pause", holder));
+            // Until all that was held is due again, a start goes on with it.
+            group.rows.put(&reader, family::META, rule_key("release", holder), holder_row(holder));
+        }
+        drop(reader);
+        if paused {
+            self.releasing.retain(|releasing| releasing != holder);
+        } else {
+            self.releasing.push_back(holder.clone());
+        }
+        self.store.rules.change(|rules| if paused { rules.paused.insert(holder.clone()) } else { rules.paused.remove(holder) });
+        Ok(())
+    }
+
+    /// Makes some of what `resume` has freed due again.
+    pub(super) fn release_some(&mut self) {
+        let Some(holder) = self.releasing.front().cloned() else { return };
+        let prefix = holder_prefix(&holder);
+        let now = clock::now();
+        let mut held = Vec::new();
+        let mut freed = Vec::new();
+        {
+            let Ok(reader) = self.store.reader() else { return };
+            let scanned = reader.scan(family::HELD, &prefix, &key::after_prefix(&prefix), |row, _| {
+                held.push(row.to_vec());
+                held.len() < RELEASE_SLICE
+            });
+            if scanned.is_err() {
+                return;
+            }
+            for row in &held {
+                let Ok(due) = DueKey::decode(&row[prefix.len()..]) else {
+                    self.store.corrupt(family::HELD);
+                    continue;
+                };
+                match reader.value(family::DUE, due.encode()) {
+                    Ok(Some(value)) => freed.push((due, value)),
+                    Ok(None) => {}
+                    Err(_) => return,
+                }
+            }
+        }
+        self.checkpoint.touch();
+        // Rows that the next checkpoint would make are not there yet: it is written, then looked at again.
+        let unwritten = self.checkpoint.held.iter().any(|(row, made)| *made && row.starts_with(&prefix));
+        for row in &held {
+            self.checkpoint.held.insert(row.clone(), false);
+        }
+        for (due, value) in freed {
+            let list = ListKey::of_batch(&due.delivery.batch).and_then(|key| self.store.lists.get(key));
+            let Ok(Some(delivery)) =
+                record::read_due_row(value.clone(), due.delivery, due.time, || list.as_ref().map(|list| list.message.clone()))
+            else {
+                continue;
+            };
+            let again = DueKey { time: delivery.message.at.max(now), ..due };
+            self.checkpoint.due.entry(due).or_insert(None);
+            self.checkpoint.due.insert(again, Some(value.to_vec()));
+        }
+        if held.len() < RELEASE_SLICE && !unwritten {
+            self.releasing.pop_front();
+            self.checkpoint.rows.push((family::META, rule_key("release", &holder), None));
+        }
+        self.checkpoint.forced = true;
+    }
+}
+
+/// Rows that `resume` moves between two looks at the channels.
+pub(super) const RELEASE_SLICE: usize = 2_048;
+
+/// A delivery that a command, or a newer message, has ended.
+#[derive(Clone, Copy)]
+pub(super) struct Pursuit {
+    pub(super) id: MessageId,
+    pub(super) ending: Ending,
+    pub(super) reason: &'static str,
+}
+
+/// What came of ending it.
+#[derive(PartialEq)]
+pub(super) enum Caught {
+    /// It has ended, now or before.
+    Done,
+    /// Somebody is busy with it.
+    Busy,
+    /// There is no such row: it came in the batch that is being made, or is long gone.
+    Nowhere,
+}
+
+/// What a message id names.
+pub(super) enum Found {
+    List(ListKey, Arc<List>),
+    Single(Head),
+    Ended,
+}

@@ -1,0 +1,64 @@
+//! One event of the log, as JSON.
+
+use crate::message::{Ending, MessageId, Reference, Service, SubscriptionId, UnixMillis};
+use crate::store::Store;
+
+/// What an event tells.
+pub(super) struct Event<'a> {
+    pub(super) time: UnixMillis,
+    pub(super) ending: Ending,
+    pub(super) id: MessageId,
+    pub(super) message_ref: Option<&'a str>,
+    pub(super) label: Option<&'a str>,
+    /// Hashing the endpoint costs: only done for events that are kept.
+    pub(super) subscription: Option<&'a dyn Fn() -> SubscriptionId>,
+    pub(super) reference: Option<&'a Reference>,
+    pub(super) app: &'a str,
+    pub(super) service: Option<Service>,
+    pub(super) status: Option<u16>,
+    pub(super) reason: &'a str,
+    pub(super) count: Option<u64>,
+}
+
+impl Event<'_> {
+    /// The event as JSON without its cursor, which the reader knows.
+    pub(super) fn write(&self, out: &mut Vec<u8>, store: &Store) {
+        use base64::Engine;
+        let mut object = serde_json::Map::new();
+        let mut put = |name: &str, value: serde_json::Value| object.insert(name.to_owned(), value);
+        put("time", crate::ingest::reply::format_time(self.time).into());
+        put("type", self.ending.as_str().into());
+        put("message_id", self.id.to_string().into());
+        if let Some(text) = self.message_ref {
+            put("message_ref", text.into());
+        }
+        if let Some(label) = self.label {
+            put("label", label.into());
+        }
+        if let Some(subscription) = self.subscription {
+            let id = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(subscription().0);
+            put("subscription_id", id.into());
+        }
+        match self.reference {
+            None => {}
+            Some(Reference::Text(text)) => {
+                put("ref", text.as_str().into());
+            }
+            Some(Reference::Integer(number)) => {
+                put("ref", (*number).into());
+            }
+        }
+        put("app", self.app.into());
+        if let Some(service) = self.service {
+            put("service", (*store.services.name(service)).into());
+        }
+        if let Some(status) = self.status {
+            put("status", status.into());
+        }
+        put("reason", self.reason.into());
+        if let Some(count) = self.count {
+            put("count", count.into());
+        }
+        serde_json::to_writer(out, &object).expect("a map of strings and numbers is JSON, and memory takes it");
+    }
+}

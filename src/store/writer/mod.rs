@@ -1,0 +1,327 @@
+//! The one thread that writes. It drains two channels, what was settled first and then what is to be committed, into one
+//! synced batch; answers the clients only after that; and never waits for anybody.
+//!
+//! A *group commit* holds new messages; a *checkpoint* holds all that outcomes change: outcome bytes, rows of `due` made and
+//! used up, counters, the events, rows that are done with. Both may lie in the same synced batch, but nothing that an outcome
+//! changes is ever written outside a checkpoint, so after a crash the store is as it was at the last one, plus the commits.
+//!
+//! When a write finds no space, what was to be committed is answered `read_only`, what was settled stays in memory and is
+//! written after the store has been reopened; any other error ends the process.
+//!
+//! - `take`: committing; `command`: `cancel`, `pause`, `resume`, topics.
+//! - `settle`: settling; `write`: the synced batch, and a disk without space.
+//! - `news`: what the scheduler is told.
+//! - `rows`, `stats`, `event`: what is written, as bytes.
+
+mod command;
+mod event;
+mod news;
+mod rows;
+mod settle;
+mod stats;
+mod take;
+mod write;
+
+pub use self::news::{Fresh, Latest, News};
+pub use self::rows::{StoredRule, first_row_key, read_list, read_rule, rule_key};
+pub use self::stats::StatsKey;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::ingest::request::EventType;
+use crate::limits::CHECKPOINT_OUTCOMES;
+use crate::message::{BatchId, Delivery, DeliveryId, Ending, KeyId, UnixMillis};
+use crate::store::commit::{Apps, Writes};
+use crate::store::key::{DueKey, Waiting};
+use crate::store::live::{Batch, Holder, List, ListKey, Upto};
+use crate::store::record::{self, Take};
+use crate::store::writer::command::Pursuit;
+use crate::store::writer::rows::{holder_from, load_lists, load_rules};
+use crate::store::writer::stats::Stats;
+use crate::store::{LastCommit, ReadError, Store, WriteError, family, list_state};
+
+/// What became of a delivery.
+pub struct Settled {
+    pub delivery: Box<Delivery>,
+    pub what: Settlement,
+}
+
+/// What the writer does with it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Settlement {
+    /// It has ended.
+    Ended { ending: Ending, reason: &'static str, status: Option<u16>, key: Option<KeyId> },
+    /// It waits by itself until then.
+    Wait { until: UnixMillis, counts_retry: bool },
+    /// It waits for `resume`, or its deadline.
+    Hold(Holder),
+    /// It goes back to where it was: nothing is written.
+    Back,
+}
+
+/// What reaches the writer beside commits.
+pub enum Settle {
+    Slice(Vec<Settled>),
+    /// A run that was not worked on, because the store was being reopened or its list was paused: its lane reads it again.
+    Unread {
+        batch: BatchId,
+        count: u16,
+        due: Option<UnixMillis>,
+    },
+    /// Rows of `due` whose deliveries have ended.
+    Stale(Vec<DueKey>),
+    /// A list's deadline passed.
+    Over(ListKey, Ending),
+    /// From `sweep`: rows of `expiry` to make and to drop.
+    Expiry {
+        put: Vec<(UnixMillis, Waiting)>,
+        drop: Vec<Vec<u8>>,
+    },
+    /// From `sweep`: ranges whose time has passed, and rows to write and drop.
+    Forget {
+        ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
+        put: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
+    },
+    /// From `sweep`: deliveries of a cancelled label or app, read but not claimed. Those in flight are let finish.
+    Cancelled(Vec<Box<Delivery>>),
+    /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
+    Swept(Holder, Upto),
+    /// Ends the writer after a last checkpoint.
+    Stop,
+}
+
+/// What the writer needs from the configuration.
+pub struct Settings {
+    pub checkpoint_interval: Duration,
+    pub max_pending: u64,
+    /// Which types of events are kept.
+    pub log: HashSet<EventType>,
+    /// The key that pages of each app get: deliveries that end without an attempt are counted under it.
+    pub first_keys: HashMap<Arc<str>, KeyId>,
+    /// All apps.
+    pub apps: Apps,
+}
+
+/// The writer's state.
+pub struct Writer {
+    store: Arc<Store>,
+    settings: Settings,
+    commits: Receiver<Writes>,
+    settles: Receiver<Settle>,
+    news: Arc<News>,
+    /// Tells the sweep of a cancellation.
+    cancelled: Sender<()>,
+    next_commit: u64,
+    checkpoint: Checkpoint,
+    stats: Stats,
+    releasing: VecDeque<Holder>,
+    /// What is to end as soon as nobody is busy with it.
+    pursued: HashMap<DeliveryId, Pursuit>,
+    last_checkpoint: Instant,
+    last_first_rows: Instant,
+    /// Pending deliveries as of the last checkpoint, plus commits since.
+    pending_synced: u64,
+    /// When the store was found full, and when to try next.
+    full: Option<Instant>,
+    stopping: bool,
+}
+
+/// A row to write or (None) to drop: family, key, value.
+type Change = (&'static str, Vec<u8>, Option<Vec<u8>>);
+
+/// What the next checkpoint writes.
+#[derive(Default)]
+struct Checkpoint {
+    batches: HashMap<BatchId, Arc<Batch>>,
+    lists: HashMap<ListKey, Arc<List>>,
+    due: BTreeMap<DueKey, Option<Vec<u8>>>,
+    held: BTreeMap<Vec<u8>, bool>,
+    expiry: BTreeMap<Vec<u8>, bool>,
+    events: Vec<u8>,
+    event_count: u32,
+    /// Other rows: family, key, and the value, or None where it goes.
+    rows: Vec<Change>,
+    ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
+    /// Claims that end when it is on disk.
+    release: Vec<(Arc<Batch>, u16)>,
+    outcomes: usize,
+    since: Option<Instant>,
+    /// Is written with the next batch, whatever the time.
+    forced: bool,
+}
+
+impl Checkpoint {
+    fn dirty(&self) -> bool {
+        self.since.is_some()
+    }
+
+    fn touch(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn change(&mut self, batch: &Arc<Batch>) {
+        self.touch();
+        self.batches.entry(batch.id).or_insert_with(|| batch.clone());
+    }
+}
+
+impl Writer {
+    /// Reads what the writer must know: the last commit, lists that are open, rules, pending.
+    pub fn open(
+        store: Arc<Store>,
+        settings: Settings,
+        commits: Receiver<Writes>,
+        settles: Receiver<Settle>,
+        news: Arc<News>,
+        cancelled: Sender<()>,
+    ) -> Result<Writer, ReadError> {
+        let reader = store.reader()?;
+        let last = reader.value(family::META, "last")?.map(|row| LastCommit::decode(row).map_err(|record::Corrupt| ReadError));
+        let (next_commit, pending) = last.transpose()?.map_or((1, 0), |last| (last.commit + 1, last.pending));
+        let events_end = reader.value(family::META, "events_end")?.map(|row| Take::new(row).u64().map_err(|_| ReadError));
+        let events_end = events_end.transpose()?.unwrap_or(1);
+        let mut releasing = VecDeque::new();
+        reader.scan(family::META, b"release/", b"release0", |_, value| {
+            releasing.extend(holder_from(Bytes::copy_from_slice(value)));
+            true
+        })?;
+        drop(reader);
+        store.pending.store(pending, Ordering::Relaxed);
+        store.events_end.send_replace(events_end);
+        load_rules(&store)?;
+        load_lists(&store)?;
+        let mut writer = Writer {
+            store,
+            settings,
+            commits,
+            settles,
+            news,
+            cancelled,
+            next_commit,
+            checkpoint: Checkpoint::default(),
+            stats: Stats::default(),
+            releasing,
+            pursued: HashMap::new(),
+            last_checkpoint: Instant::now(),
+            last_first_rows: Instant::now(),
+            pending_synced: pending,
+            full: None,
+            stopping: false,
+        };
+        writer.end_what_is_over();
+        Ok(writer)
+    }
+
+    /// Lists that were over, or done, when the last run ended, and whose last recipients or whose end did not reach the disk: what
+    /// was in flight then is not sent again, so it ends now.
+    fn end_what_is_over(&mut self) {
+        for (key, list) in self.store.lists.all() {
+            let (over, done) = {
+                let mut state = list_state(&list);
+                (state.over.take(), state.done())
+            };
+            if let Some(ending) = over {
+                self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+            } else if done {
+                self.checkpoint.touch();
+                self.checkpoint.lists.insert(key, list);
+            }
+        }
+    }
+
+    /// Works until [`Settle::Stop`]. An error means that the process must end with exit code 74.
+    pub fn run(mut self, progress: impl Fn()) -> Result<(), WriteError> {
+        loop {
+            progress();
+            self.wait();
+            if self.turn()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Does what there is to do; true if that was the last of it.
+    fn turn(&mut self) -> Result<bool, WriteError> {
+        self.settle_all();
+        self.watch_lateness();
+        if self.full.is_some() {
+            self.refuse_commits();
+            self.try_reopen()?;
+            return Ok(self.stopping && self.full.is_some());
+        }
+        self.release_some();
+        self.keep_first_rows();
+        let (writes, group) = self.collect();
+        let checkpoint_due = self.checkpoint.forced || self.checkpoint_due() || self.stopping;
+        self.write(writes, group, checkpoint_due)?;
+        self.watch_lateness();
+        Ok(self.stopping && !self.checkpoint.dirty() && self.commits.is_empty())
+    }
+
+    /// Waits for work, at most until the next checkpoint is due.
+    fn wait(&mut self) {
+        if self.stopping || !self.commits.is_empty() || !self.releasing.is_empty() && self.full.is_none() {
+            return;
+        }
+        let patience = match self.checkpoint.since {
+            // Nothing is written before the next try.
+            _ if self.full.is_some() => Duration::from_millis(500),
+            Some(since) => self.settings.checkpoint_interval.saturating_sub(since.elapsed()),
+            None => Duration::from_millis(500),
+        };
+        // Only readiness is waited for: `settle_all` and `collect` take what is there.
+        let mut select = crossbeam_channel::Select::new();
+        select.recv(&self.settles);
+        if self.full.is_none() {
+            select.recv(&self.commits);
+        }
+        let _timeout = select.ready_timeout(patience.min(Duration::from_millis(500)));
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        match self.checkpoint.since {
+            None => false,
+            Some(since) => {
+                // Half of what promise 2 allows: the other half arrives while this one is being synced.
+                self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES / 2
+                    || since.elapsed() >= self.settings.checkpoint_interval.mul_f64(0.8)
+            }
+        }
+    }
+
+    /// Closes the gate of promise 2 while outcomes that are not on disk are more, or much older, than they may be.
+    fn watch_lateness(&self) {
+        let gates = &self.store.gates;
+        gates.too_many_unsynced.store(self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES, Ordering::Relaxed);
+        // A row of `expiry` or a swept rule that waits makes nobody repeat anything.
+        gates.set_unsynced(self.checkpoint.since.filter(|_| self.checkpoint.outcomes > 0));
+    }
+}
+
+/// For tests that play the writer's thread themselves.
+#[cfg(test)]
+impl Writer {
+    /// One turn of its loop, which waits for nothing. Gives whether it wrote a checkpoint.
+    pub(super) fn play(&mut self) -> bool {
+        let before = self.last_checkpoint;
+        self.turn().expect("the store is written");
+        self.last_checkpoint != before
+    }
+
+    /// The next turn writes a checkpoint.
+    pub(super) fn force(&mut self) {
+        self.checkpoint.touch();
+        self.checkpoint.forced = true;
+    }
+
+    /// Nothing is left but what waits for the next checkpoint.
+    pub(super) fn idle(&self) -> bool {
+        self.settles.is_empty() && self.commits.is_empty() && self.releasing.is_empty() && !self.checkpoint.forced
+    }
+}

@@ -1,0 +1,238 @@
+//! Rows of lists, rules, idempotency keys and topics: bytes <-> types.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ingest::request::State;
+use crate::message::{DeliveryId, Ending, Lane, MessageId, Service, UnixMillis};
+use crate::store::commit::Done;
+use crate::store::key::{self, DueKey};
+use crate::store::live::{Holder, List, ListKey, ListState, Upto};
+use crate::store::record::{self, Put, Take};
+use crate::store::{ReadError, Store, family, list_state};
+
+pub(super) fn put_maybe_f64(put: &mut Put, value: Option<f64>) {
+    match value {
+        None => put.u8(0),
+        Some(value) => put.u8(1).u64(value.to_bits()),
+    };
+}
+
+pub(super) fn take_maybe_f64(take: &mut Take) -> Result<Option<f64>, record::Corrupt> {
+    Ok(if take.u8()? == 0 { None } else { Some(f64::from_bits(take.u64()?)) })
+}
+
+pub(super) fn list_state_row(state: &ListState) -> Vec<u8> {
+    let mut put = Put::versioned();
+    put.u8(u8::from(state.closed) | u8::from(state.paused) << 1);
+    put_maybe_f64(&mut put, state.rate);
+    put.maybe(state.position.as_deref()).u64(state.counts.recipients).u64(state.counts.rejected);
+    put.u16(u16::try_from(state.chunks.len()).expect("services have 16 bits"));
+    for (service, chunks) in &state.chunks {
+        put.u16(service.0).u32(*chunks);
+    }
+    put.0
+}
+
+pub(super) fn list_counts_row(state: &ListState) -> Vec<u8> {
+    let mut put = Put::versioned();
+    put.u8(state.over.map_or(0, |over| over as u8)).u64(state.ended_at.map_or(0, |time| time.0));
+    put.u64(state.counts.retries);
+    for ended in state.counts.ended {
+        put.u64(ended);
+    }
+    put.0
+}
+
+/// A list's message, spread and state from its three rows.
+pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) -> Result<List, record::Corrupt> {
+    let mut take = Take::versioned(message)?;
+    let message = Arc::new(record::take_message(&mut take)?);
+    let spread = take_maybe_f64(&mut take)?;
+    let mut read = ListState::default();
+    if let Some(row) = state {
+        let mut take = Take::versioned(row)?;
+        let flags = take.u8()?;
+        (read.closed, read.paused) = (flags & 1 != 0, flags & 2 != 0);
+        read.rate = take_maybe_f64(&mut take)?;
+        read.position = take.maybe()?.map(|position| (*position).into());
+        (read.counts.recipients, read.counts.rejected) = (take.u64()?, take.u64()?);
+        for _ in 0..take.u16()? {
+            read.chunks.insert(Service(take.u16()?), take.u32()?);
+        }
+        read.written = read.chunks.clone();
+    }
+    if let Some(row) = counts {
+        let mut take = Take::versioned(row)?;
+        let over = take.u8()?;
+        read.over = if over == 0 { None } else { Some(*Ending::ALL.get(usize::from(over) - 1).ok_or(record::Corrupt)?) };
+        let ended = take.u64()?;
+        read.ended_at = (ended != 0).then_some(UnixMillis(ended));
+        read.counts.retries = take.u64()?;
+        for ended in &mut read.counts.ended {
+            *ended = take.u64()?;
+        }
+        read.closed |= read.over.is_some();
+    }
+    Ok(List { message, spread, state: std::sync::Mutex::new(read) })
+}
+
+pub(super) fn load_lists(store: &Store) -> Result<(), ReadError> {
+    let mut rows: BTreeMap<Vec<u8>, [Option<Bytes>; 3]> = BTreeMap::new();
+    let mut open = Vec::new();
+    let reader = store.reader()?;
+    reader.scan(family::MESSAGE, &[], &[255; 16], |key, value| {
+        if let Some((row, prefix)) = key.split_last()
+            && usize::from(*row) < 3
+        {
+            rows.entry(prefix.to_vec()).or_default()[usize::from(*row)] = Some(Bytes::copy_from_slice(value));
+            if *row == 2
+                && let Some(entry) = rows.remove(prefix)
+            {
+                open.push(entry);
+            }
+        }
+        true
+    })?;
+    open.extend(rows.into_values());
+    for [message, state, counts] in open {
+        let Some(message) = message else { continue };
+        match read_list(message, state, counts) {
+            Ok(list) => {
+                let ended = list_state(&list).ended_at.is_some();
+                if !ended {
+                    store.lists.insert(ListKey::of(list.message.id), Arc::new(list));
+                }
+            }
+            Err(record::Corrupt) => store.corrupt(family::MESSAGE),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn read_idempotency(row: Bytes, now: UnixMillis) -> Result<Option<([u8; 16], Done)>, record::Corrupt> {
+    let mut take = Take::new(row);
+    if UnixMillis(take.u64()?) < now {
+        return Ok(None);
+    }
+    let fingerprint = take.array()?;
+    let (message_id, expires, recipients) = (MessageId(take.u128()?), UnixMillis(take.u64()?), take.u64()?);
+    let state = match take.u8()? {
+        0 => State::Scheduled,
+        1 => State::Sending,
+        2 => State::Paused,
+        _ => return Err(record::Corrupt),
+    };
+    let done = Done::Taken { message_id, state, expires, recipients, duplicate: false, position: None };
+    Ok(Some((fingerprint, done)))
+}
+
+pub(super) fn read_topic(row: Bytes) -> Result<(DeliveryId, MessageId), record::Corrupt> {
+    // A batch's key tells its kind and length itself; the due key's decoder reads both with an index behind.
+    let mut due = Put::default();
+    due.bytes(&[0; 3]).u64(0);
+    let body = row.get(8..row.len().saturating_sub(16)).ok_or(record::Corrupt)?;
+    due.bytes(body);
+    let delivery = DueKey::decode(&due.0)?.delivery;
+    let id = row.last_chunk::<16>().ok_or(record::Corrupt)?;
+    Ok((delivery, MessageId(u128::from_be_bytes(*id))))
+}
+
+pub(super) fn holder_row(holder: &Holder) -> Vec<u8> {
+    let mut put = Put::versioned();
+    match holder {
+        Holder::Message(id) => put.u8(0).u128(id.0),
+        Holder::Label(app, label) => put.u8(1).short(app.as_bytes()).short(label.as_bytes()),
+        Holder::App(app) => put.u8(2).short(app.as_bytes()),
+    };
+    put.0
+}
+
+pub(super) fn take_holder(take: &mut Take) -> Result<Holder, record::Corrupt> {
+    Ok(match take.u8()? {
+        0 => Holder::Message(MessageId(take.u128()?)),
+        1 => Holder::Label(take.str()?, take.str()?),
+        2 => Holder::App(take.str()?),
+        _ => return Err(record::Corrupt),
+    })
+}
+
+pub(super) fn holder_from(row: Bytes) -> Option<Holder> {
+    Take::versioned(row).and_then(|mut take| take_holder(&mut take)).ok()
+}
+
+/// A rule's row: whom it concerns, up to which message, since when, and whether the sweep has seen all that it ends.
+pub(super) fn rule_row(holder: &Holder, upto: Upto, now: UnixMillis, swept: bool) -> Vec<u8> {
+    let mut put = Put(holder_row(holder));
+    put.u64(upto.0).u16(upto.1).u64(now.0).u8(u8::from(swept));
+    put.0
+}
+
+/// A rule as it is on disk.
+pub struct StoredRule {
+    pub holder: Holder,
+    pub upto: Upto,
+    pub since: UnixMillis,
+    pub swept: bool,
+}
+
+/// Reads a rule's row.
+pub fn read_rule(row: Bytes) -> Result<StoredRule, record::Corrupt> {
+    let mut take = Take::versioned(row)?;
+    let holder = take_holder(&mut take)?;
+    Ok(StoredRule { holder, upto: (take.u64()?, take.u16()?), since: UnixMillis(take.u64()?), swept: take.u8()? != 0 })
+}
+
+pub(super) fn holder_prefix(holder: &Holder) -> Vec<u8> {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(holder_row(holder))[..16].to_vec()
+}
+
+/// Key of a rule in `meta`.
+pub fn rule_key(kind: &str, holder: &Holder) -> Vec<u8> {
+    let mut key = kind.as_bytes().to_vec();
+    key.push(b'/');
+    key.extend(holder_prefix(holder));
+    key
+}
+
+pub(super) fn held_key(holder: &Holder, due: &DueKey) -> Vec<u8> {
+    let mut key = holder_prefix(holder);
+    key.extend(due.encode());
+    key
+}
+
+/// Key in `meta` of the first live row of a lane.
+pub fn first_row_key(family: &str, lane: Lane) -> Vec<u8> {
+    let mut key = format!("first/{family}/").into_bytes();
+    key.extend(key::lane_prefix(lane));
+    key
+}
+
+pub(super) fn load_rules(store: &Store) -> Result<(), ReadError> {
+    let mut rules = crate::store::live::RuleSet::default();
+    let reader = store.reader()?;
+    reader.scan(family::META, b"pause/", b"pause0", |_, value| {
+        match read_rule(Bytes::copy_from_slice(value)) {
+            Ok(rule) => {
+                rules.paused.insert(rule.holder);
+            }
+            Err(record::Corrupt) => store.corrupt(family::META),
+        }
+        true
+    })?;
+    reader.scan(family::META, b"cancel/", b"cancel0", |_, value| {
+        match read_rule(Bytes::copy_from_slice(value)) {
+            Ok(rule) => {
+                rules.cancelled.insert(rule.holder, rule.upto);
+            }
+            Err(record::Corrupt) => store.corrupt(family::META),
+        }
+        true
+    })?;
+    drop(reader);
+    store.rules.change(|known| *known = rules);
+    Ok(())
+}

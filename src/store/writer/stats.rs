@@ -1,0 +1,139 @@
+//! Counters by day, for `stats`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::limits::STATS_LABELS;
+use crate::message::{KeyId, Service, UnixMillis};
+use crate::store::record::{self, Counts, Put, Take};
+use crate::store::{Rows, Store, family};
+
+/// A line of `stats`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StatsKey {
+    /// Days since 1970-01-01.
+    pub day: u32,
+    pub app: Arc<str>,
+    /// Empty: no label.
+    pub label: Arc<str>,
+    pub service: Service,
+    pub key: [u8; 8],
+}
+
+impl StatsKey {
+    pub(super) fn new(
+        now: UnixMillis,
+        app: &Arc<str>,
+        label: Option<&Arc<str>>,
+        service: Service,
+        key: Option<KeyId>,
+    ) -> StatsKey {
+        StatsKey {
+            day: u32::try_from(now.0 / 86_400_000).unwrap_or(u32::MAX),
+            app: app.clone(),
+            label: label.cloned().unwrap_or_else(|| Arc::from("")),
+            service,
+            key: key.map_or([0; 8], |key| key.0),
+        }
+    }
+
+    pub(super) fn encode(&self, kind: u8) -> Vec<u8> {
+        let mut put = Put::default();
+        put.u32(self.day).short(self.app.as_bytes()).short(self.label.as_bytes()).u16(self.service.0).bytes(&self.key).u8(kind);
+        put.0
+    }
+
+    /// Reads a key; the kind (0 taken, 1 ended) is told beside it.
+    pub fn decode(key: &[u8]) -> Result<(StatsKey, u8), record::Corrupt> {
+        let mut take = Take::new(Bytes::copy_from_slice(key));
+        let key = StatsKey {
+            day: take.u32()?,
+            app: take.str()?,
+            label: take.str()?,
+            service: Service(take.u16()?),
+            key: take.array()?,
+        };
+        Ok((key, take.u8()?))
+    }
+}
+
+/// Counters of the current days: absolute values, in two rows each, for what is taken is written with commits and what has
+/// ended with checkpoints.
+#[derive(Default)]
+pub(super) struct Stats {
+    pub(super) lines: HashMap<StatsKey, [Counts; 2]>,
+    pub(super) dirty_taken: HashMap<StatsKey, Counts>,
+    pub(super) dirty_ended: HashSet<StatsKey>,
+    pub(super) labels: HashMap<u32, HashSet<Arc<str>>>,
+}
+
+impl Stats {
+    pub(super) fn line(&mut self, store: &Store, key: StatsKey) -> (StatsKey, &mut [Counts; 2]) {
+        let labels = self.labels.entry(key.day).or_default();
+        let key = if labels.contains(&key.label) || labels.len() < STATS_LABELS {
+            labels.insert(key.label.clone());
+            key
+        } else {
+            StatsKey { label: Arc::from("other"), ..key }
+        };
+        let line = self.lines.entry(key.clone()).or_insert_with(|| [0, 1].map(|kind| stored_counts(store, &key, kind)));
+        (key, line)
+    }
+
+    pub(super) fn taken(&mut self, store: &Store, key: StatsKey, counts: &Counts) {
+        let (key, line) = self.line(store, key);
+        let before = line[0];
+        line[0].add(counts);
+        self.dirty_taken.entry(key).or_insert(before);
+    }
+
+    pub(super) fn ended(&mut self, store: &Store, key: StatsKey, counts: &Counts) {
+        let (key, line) = self.line(store, key);
+        line[1].add(counts);
+        self.dirty_ended.insert(key);
+    }
+
+    pub(super) fn put_taken(&self, reader: &crate::store::Reader<'_>, rows: &mut Rows) {
+        for key in self.dirty_taken.keys() {
+            put_counts(reader, rows, key, 0, &self.lines[key][0]);
+        }
+    }
+
+    pub(super) fn put_ended(&self, reader: &crate::store::Reader<'_>, rows: &mut Rows) {
+        for key in &self.dirty_ended {
+            put_counts(reader, rows, key, 1, &self.lines[key][1]);
+        }
+    }
+
+    /// What has ended is on disk; days that are over leave memory.
+    pub(super) fn forget_old(&mut self, now: UnixMillis) {
+        self.dirty_ended.clear();
+        let today = u32::try_from(now.0 / 86_400_000).unwrap_or(u32::MAX);
+        self.lines.retain(|key, _| key.day >= today);
+        self.labels.retain(|day, _| *day >= today);
+    }
+
+    pub(super) fn undo_taken(&mut self) {
+        for (key, before) in self.dirty_taken.drain() {
+            if let Some(line) = self.lines.get_mut(&key) {
+                line[0] = before;
+            }
+        }
+    }
+}
+
+pub(super) fn put_counts(reader: &crate::store::Reader<'_>, rows: &mut Rows, key: &StatsKey, kind: u8, counts: &Counts) {
+    let mut put = Put::versioned();
+    record::put_counts(&mut put, counts);
+    rows.put(reader, family::STATS, key.encode(kind), &put.0);
+}
+
+pub(super) fn stored_counts(store: &Store, key: &StatsKey, kind: u8) -> Counts {
+    let row = store.reader().and_then(|reader| reader.value(family::STATS, key.encode(kind)));
+    row.ok()
+        .flatten()
+        .and_then(|row| Take::versioned(row).and_then(|mut take| record::take_counts(&mut take)).ok())
+        .unwrap_or_default()
+}

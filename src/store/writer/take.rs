@@ -1,0 +1,574 @@
+//! Committing: lines are numbered, looked up and put into the group that the next write makes durable.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::clock;
+use crate::ingest::request::{Code, Problem, State, Step};
+use crate::limits::{COMMIT_BYTES, IDEMPOTENCY_MILLIS, PIECE_BYTES, PIECE_RECIPIENTS_MAX};
+use crate::message::{BatchId, Delivery, DeliveryId, Lane, MessageId, Service, UnixMillis};
+use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes};
+use crate::store::key::{self, ChunkKey, DueKey};
+use crate::store::live::{Holder, List, ListKey, ListState, Upto};
+use crate::store::load::{MessageRow, message_key};
+use crate::store::record::{self, Counts, Head, HeadRecipient, Put, WorkRow};
+use crate::store::writer::Writer;
+use crate::store::writer::rows::{held_key, list_state_row, put_maybe_f64, read_idempotency, read_topic};
+use crate::store::writer::stats::StatsKey;
+use crate::store::{ReadError, Rows, family, list_state};
+
+impl Writer {
+    /// Takes lines into a group, up to the bounds of a commit.
+    pub(super) fn collect(&mut self) -> (Vec<(Writes, Vec<Done>)>, Group) {
+        let mut group = Group::new(self.next_commit, clock::now());
+        let mut writes = Vec::new();
+        let (mut bytes, mut recipients) = (0, 0);
+        while bytes < COMMIT_BYTES && recipients < COMMIT_RECIPIENTS {
+            let Ok(mut incoming) = self.commits.try_recv() else { break };
+            let ops = std::mem::take(&mut incoming.ops);
+            let mut answers = Vec::with_capacity(ops.len());
+            for op in ops {
+                bytes += commit::weight(&op);
+                recipients += commit::recipients(&op);
+                answers.push(self.take(op, &mut group));
+            }
+            writes.push((incoming, answers));
+        }
+        (writes, group)
+    }
+
+    pub(super) fn take(&mut self, op: Op, group: &mut Group) -> Done {
+        let done = match op {
+            Op::Send(new) => self.take_send(*new, group),
+            Op::Add { message_id, chunks, rejected, step, apps } => {
+                self.take_add(message_id, chunks, rejected, step, &apps, group)
+            }
+            Op::Close { message_id, step, apps } => self.take_close(message_id, step, &apps, group),
+            Op::Cancel { target, apps } => self.take_cancel(target, &apps, group),
+            Op::Pause { target, apps } => self.take_pause(target, &apps, group),
+            Op::Resume { target, rate, apps } => self.take_resume(target, rate, &apps, group),
+            Op::Drain { on } => {
+                self.store.gates.draining.store(on, Ordering::Relaxed);
+                Ok(Done::Passed)
+            }
+            Op::Pass => Ok(Done::Passed),
+        };
+        done.unwrap_or_else(|failure| failure.into_done())
+    }
+
+    /// Why new lines are not taken just now, if they are not.
+    pub(super) fn closed_door(&self, recipients: u64) -> Option<Failure> {
+        let gates = &self.store.gates;
+        if gates.draining.load(Ordering::Relaxed) {
+            return Some(Failure::later(Code::ShuttingDown, "the daemon takes no new messages: it is draining", 5.0));
+        }
+        if gates.low_space.load(Ordering::Relaxed) {
+            return Some(Failure::later(Code::ReadOnly, "the disk is almost full: no new messages are taken", 5.0));
+        }
+        let full = self.store.pending.load(Ordering::Relaxed) + recipients > self.settings.max_pending;
+        gates.max_pending.store(full, Ordering::Relaxed);
+        full.then(|| Failure::later(Code::Overloaded, "messages.max_pending deliveries are waiting already", 5.0))
+    }
+
+    pub(super) fn take_send(&mut self, new: NewMessage, group: &mut Group) -> Result<Done, Failure> {
+        if let Some((key, fingerprint)) = &new.idempotency
+            && let Some(first) = self.first_answer(key, fingerprint, group)?
+        {
+            return Ok(first);
+        }
+        let NewMessage { mut message, encoded, recipients, rejected, idempotency, paused, rate, spread, keys, new_origins } = new;
+        let count = match &recipients {
+            NewRecipients::Single(parts) => parts.iter().map(|part| part.recipients.len() as u64).sum::<u64>(),
+            NewRecipients::List { chunks, .. } => chunks.iter().map(|chunk| u64::from(chunk.count)).sum(),
+        };
+        if let Some(failure) = self.closed_door(count) {
+            return Err(failure);
+        }
+        let place = u16::try_from(group.places).expect("a group is closed long before its places are used up");
+        message.id = MessageId::new(group.now, group.commit, place, group.random());
+        let id = message.id;
+        let rules = self.store.rules.load();
+        let held = paused || rules.pauses(id, &message.app, message.label.as_ref());
+        drop(rules);
+        let state = match () {
+            () if held => State::Paused,
+            () if message.at > group.now => State::Scheduled,
+            () => State::Sending,
+        };
+        let (expires, app, label) = (message.expires, message.app.clone(), message.label.clone());
+        self.learn_origins(new_origins, group)?;
+        for (service, key, count) in keys {
+            let counts = Counts { recipients: count, ..Counts::default() };
+            self.stats.taken(&self.store, StatsKey::new(group.now, &app, label.as_ref(), service, Some(key)), &counts);
+        }
+        if rejected > 0 {
+            let counts = Counts { rejected: u64::from(rejected), ..Counts::default() };
+            let first_key = self.settings.first_keys.get(&app).copied();
+            self.stats.taken(&self.store, StatsKey::new(group.now, &app, label.as_ref(), Service::OTHER, first_key), &counts);
+        }
+        match recipients {
+            NewRecipients::Single(parts) => {
+                let waits = paused || message.at > group.now;
+                let mut head = Head {
+                    id,
+                    app: app.clone(),
+                    label: label.clone(),
+                    reference: message.reference.clone(),
+                    at: message.at,
+                    expires,
+                    rejected,
+                    recipients: Vec::with_capacity(1),
+                };
+                group.places += parts.iter().map(|part| part.recipients.len()).sum::<usize>();
+                let holder = Holder::Message(id);
+                if paused {
+                    self.set_rule_paused(&holder, group, true)?;
+                }
+                let encoded = commit::with_id(encoded, id);
+                let message = Arc::new(message);
+                for part in parts {
+                    let lane = commit::lane(part.service, message.urgency);
+                    let n = u16::try_from(part.recipients.len()).expect("a single has at most 64 recipients");
+                    let first = if waits {
+                        let time = if paused { expires } else { message.at };
+                        self.put_waiting(&part, lane, &message, time, paused.then_some(&holder), group)?
+                    } else {
+                        let first = group.push_work(lane, &encoded, &part.encoded, n, expires);
+                        DeliveryId { batch: BatchId::Commit { commit: group.commit, lane, piece: first.0 }, index: first.1 }
+                    };
+                    let mut topics = part.topics.into_iter();
+                    for (offset, (recipient, subscription)) in (0..).zip(part.recipients.into_iter().zip(part.subscriptions)) {
+                        let delivery = DeliveryId { index: first.index + offset, ..first };
+                        if let Some(topic) = topics.next() {
+                            self.put_topic(topic, delivery, id, expires, group)?;
+                        }
+                        head.recipients.push(HeadRecipient { id: delivery, subscription, reference: recipient.reference });
+                    }
+                }
+                group.heads.push(head);
+            }
+            NewRecipients::List { chunks, closed } => {
+                group.places += 1;
+                let key = ListKey::of(id);
+                let list = Arc::new(List { message: Arc::new(message), spread, state: std::sync::Mutex::default() });
+                {
+                    let mut state = list_state(&list);
+                    (state.closed, state.paused, state.rate) = (closed, paused, rate);
+                    state.counts.rejected = u64::from(rejected);
+                }
+                let mut row = Put::versioned();
+                row.bytes(&commit::with_id(encoded, id));
+                put_maybe_f64(&mut row, spread);
+                let reader = self.store.reader()?;
+                group.rows.put(&reader, family::MESSAGE, message_key(key, MessageRow::Message), &row.0);
+                drop(reader);
+                group.undo_lists.insert(key, None);
+                self.store.lists.insert(key, list.clone());
+                self.put_chunks(key, &list, chunks, group)?;
+            }
+        }
+        group.added += count;
+        self.store.pending.fetch_add(count, Ordering::Relaxed);
+        let done = Done::Taken { message_id: id, state, expires, recipients: count, duplicate: false, position: None };
+        if let Some((key, fingerprint)) = idempotency {
+            let mut row = Put::default();
+            row.u64(group.now.plus(IDEMPOTENCY_MILLIS).0).bytes(&fingerprint).u128(id.0).u64(expires.0).u64(count);
+            row.u8(state as u8);
+            let reader = self.store.reader()?;
+            group.rows.put(&reader, family::IDEMPOTENCY, &key, &row.0);
+            group.idempotency.insert(key, (fingerprint, done.clone()));
+        }
+        Ok(done)
+    }
+
+    /// The answer that this idempotency key had before, or the conflict.
+    pub(super) fn first_answer(&self, key: &[u8], fingerprint: &[u8; 16], group: &Group) -> Result<Option<Done>, Failure> {
+        let first = match group.idempotency.get(key) {
+            Some((known, done)) => Some((*known, done.clone())),
+            None => match self.store.reader()?.value(family::IDEMPOTENCY, key)? {
+                None => None,
+                Some(row) => match read_idempotency(row, group.now) {
+                    Ok(found) => found,
+                    Err(record::Corrupt) => {
+                        self.store.corrupt(family::IDEMPOTENCY);
+                        None
+                    }
+                },
+            },
+        };
+        let Some((known, done)) = first else { return Ok(None) };
+        if known != *fingerprint {
+            return Err(Failure::of(
+                Code::Conflict,
+                Some("idempotency_key"),
+                "this idempotency_key was used with another request",
+            ));
+        }
+        let Done::Taken { message_id, state, expires, recipients, .. } = done else { return Ok(None) };
+        let key = ListKey::of(message_id);
+        let position = match self.store.lists.get(key) {
+            Some(list) => list_state(&list).position.clone(),
+            None => self.store.stored_list(key)?.and_then(|list| list_state(&list).position.clone()),
+        };
+        Ok(Some(Done::Taken { message_id, state, expires, recipients, duplicate: true, position }))
+    }
+
+    pub(super) fn learn_origins(&self, new: Vec<(Service, crate::message::Origin)>, group: &mut Group) -> Result<(), Failure> {
+        for (service, origin) in new {
+            if !self.store.services.knows(service, &origin.0) {
+                // Two are enough: from then on the service's origins close one by one.
+                let mut row = b"origin/".to_vec();
+                row.extend_from_slice(&service.0.to_be_bytes());
+                row.extend_from_slice(origin.0.as_bytes());
+                let reader = self.store.reader()?;
+                group.rows.put(&reader, family::META, &row, []);
+                drop(reader);
+                group.origins.push(row);
+                self.store.services.learn(service, origin);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of `due` for a part that waits from the start.
+    pub(super) fn put_waiting(
+        &mut self,
+        part: &commit::Part,
+        lane: Lane,
+        message: &Arc<crate::message::Message>,
+        time: UnixMillis,
+        holder: Option<&Holder>,
+        group: &mut Group,
+    ) -> Result<DeliveryId, Failure> {
+        let n = u16::try_from(part.recipients.len()).expect("a single has at most 64 recipients");
+        let next = group.waiting.entry(lane).or_default();
+        let first = *next;
+        *next += n;
+        let batch = BatchId::Commit { commit: group.commit, lane, piece: WAITING_PIECE };
+        let reader = self.store.reader()?;
+        for (index, recipient) in (first..).zip(&part.recipients) {
+            let delivery = Delivery {
+                id: DeliveryId { batch, index },
+                message: message.clone(),
+                recipient: recipient.clone(),
+                attempts: 0,
+                tried_keys: 0,
+                shrink: false,
+                due: None,
+            };
+            let due = DueKey { lane, time, delivery: delivery.id };
+            group.rows.put(&reader, family::DUE, due.encode(), record::due_row(&delivery));
+            if let Some(holder) = holder {
+                group.rows.put(&reader, family::HELD, held_key(holder, &due), []);
+            }
+        }
+        let earliest = group.due.entry(lane).or_insert(time);
+        *earliest = (*earliest).min(time);
+        Ok(DeliveryId { batch, index: first })
+    }
+
+    pub(super) fn put_chunks(
+        &mut self,
+        key: ListKey,
+        list: &Arc<List>,
+        chunks: Vec<Chunk>,
+        group: &mut Group,
+    ) -> Result<(), Failure> {
+        for chunk in chunks {
+            self.learn_origins(chunk.new_origins, group)?;
+            for (service, app_key, count) in chunk.keys {
+                let counts = Counts { recipients: count, ..Counts::default() };
+                let of = StatsKey::new(group.now, &list.message.app, list.message.label.as_ref(), service, Some(app_key));
+                self.stats.taken(&self.store, of, &counts);
+            }
+            let number = {
+                let mut state = list_state(list);
+                state.counts.recipients += u64::from(chunk.count);
+                let next = state.chunks.entry(chunk.service).or_insert(0);
+                *next += 1;
+                *next - 1
+            };
+            let row =
+                ChunkKey { commit: key.commit, place: key.place, service: chunk.service, chunk: number, count: chunk.count };
+            let reader = self.store.reader()?;
+            group.rows.put(&reader, family::LIST, row.encode(), &chunk.row);
+            drop(reader);
+            let batch = row.batch(list.message.urgency);
+            for (index, topic) in (0..).zip(chunk.topics) {
+                self.put_topic(topic, DeliveryId { batch, index }, list.message.id, list.message.expires, group)?;
+            }
+        }
+        self.put_list_state(key, list, group)
+    }
+
+    pub(super) fn put_list_state(&self, key: ListKey, list: &List, group: &mut Group) -> Result<(), Failure> {
+        let state = list_state(list);
+        let row = list_state_row(&state);
+        let reader = self.store.reader()?;
+        group.rows.put(&reader, family::MESSAGE, message_key(key, MessageRow::State), row);
+        group.lists.push(key);
+        Ok(())
+    }
+
+    /// What this topic has waiting for the recipient is superseded.
+    pub(super) fn put_topic(
+        &mut self,
+        topic: [u8; 16],
+        delivery: DeliveryId,
+        id: MessageId,
+        expires: UnixMillis,
+        group: &mut Group,
+    ) -> Result<(), Failure> {
+        let older = match group.topics.insert(topic, (delivery, id)) {
+            some @ Some(_) => some,
+            None => match self.store.reader()?.value(family::TOPIC, topic)? {
+                None => None,
+                Some(row) => read_topic(row).ok(),
+            },
+        };
+        group.superseded.extend(older);
+        let mut row = Put::default();
+        // Wherever the older one waits, it has ended when its time is over.
+        row.u64(expires.0).bytes(&key::batch_key(&delivery.batch)).u16(delivery.index).u128(id.0);
+        let reader = self.store.reader()?;
+        group.rows.put(&reader, family::TOPIC, topic, &row.0);
+        Ok(())
+    }
+
+    pub(super) fn open_list(&self, id: MessageId, apps: &Apps) -> Result<(ListKey, Arc<List>), Failure> {
+        let key = ListKey::of(id);
+        match self.store.lists.get(key) {
+            Some(list) if list.message.id == id && apps.contains(&list.message.app) => Ok((key, list)),
+            _ => match self.store.list_message(key)? {
+                Some(message) if message.id == id && apps.contains(&message.app) => {
+                    Err(Failure::of(Code::Conflict, Some("message_id"), "this message has ended"))
+                }
+                _ => Err(Failure::of(Code::NotFound, Some("message_id"), "no such message")),
+            },
+        }
+    }
+
+    pub(super) fn take_add(
+        &mut self,
+        id: MessageId,
+        chunks: Vec<Chunk>,
+        rejected: u32,
+        step: Option<Step>,
+        apps: &Apps,
+        group: &mut Group,
+    ) -> Result<Done, Failure> {
+        let (key, list) = self.open_list(id, apps)?;
+        if let Some(done) = self.repeated(&list, step.as_ref())? {
+            return Ok(done);
+        }
+        if list_state(&list).closed {
+            return Err(Failure::of(Code::Conflict, Some("message_id"), "this stream is closed"));
+        }
+        let count: u64 = chunks.iter().map(|chunk| u64::from(chunk.count)).sum();
+        if let Some(failure) = self.closed_door(count) {
+            return Err(failure);
+        }
+        group.remember(key, &list);
+        {
+            let mut state = list_state(&list);
+            state.counts.rejected += u64::from(rejected);
+            if let Some(step) = step {
+                state.position = Some(step.position);
+            }
+        }
+        self.put_chunks(key, &list, chunks, group)?;
+        group.added += count;
+        self.store.pending.fetch_add(count, Ordering::Relaxed);
+        let state = list_state(&list);
+        Ok(Done::Added { recipients: state.counts.recipients, duplicate: false, position: state.position.clone() })
+    }
+
+    pub(super) fn take_close(
+        &mut self,
+        id: MessageId,
+        step: Option<Step>,
+        apps: &Apps,
+        group: &mut Group,
+    ) -> Result<Done, Failure> {
+        let (key, list) = match self.open_list(id, apps) {
+            Ok(found) => found,
+            // A repeated `close` of a stream that has ended meanwhile.
+            Err(failure) if failure.problem.code == Code::Conflict => {
+                return Ok(Done::Added { recipients: 0, duplicate: true, position: step.map(|step| step.position) });
+            }
+            Err(failure) => return Err(failure),
+        };
+        if let Some(done) = self.repeated(&list, step.as_ref())? {
+            // The add that brought this position is not the close.
+            if list_state(&list).closed {
+                return Ok(done);
+            }
+        }
+        group.remember(key, &list);
+        let (duplicate, done) = {
+            let mut state = list_state(&list);
+            let duplicate = state.closed;
+            state.closed = true;
+            if let Some(step) = step {
+                state.position = Some(step.position);
+            }
+            (duplicate, state.done())
+        };
+        if done {
+            // Its last recipient has ended already: nothing else would bring it to the checkpoint that ends it.
+            self.checkpoint.touch();
+            self.checkpoint.lists.insert(key, list.clone());
+        }
+        self.put_list_state(key, &list, group)?;
+        let state = list_state(&list);
+        Ok(Done::Added { recipients: state.counts.recipients, duplicate, position: state.position.clone() })
+    }
+
+    /// A step whose position is the kept one was taken before; one that does not follow the kept one is refused.
+    pub(super) fn repeated(&self, list: &List, step: Option<&Step>) -> Result<Option<Done>, Failure> {
+        let Some(step) = step else { return Ok(None) };
+        let state = list_state(list);
+        if state.position.as_ref() == Some(&step.position) {
+            let position = state.position.clone();
+            return Ok(Some(Done::Added { recipients: state.counts.recipients, duplicate: true, position }));
+        }
+        if step.previous != state.position {
+            let mut failure =
+                Failure::of(Code::Conflict, Some("previous"), "previous is not the position that this message has reached");
+            failure.position = Some(state.position.clone().unwrap_or_else(|| "null".into()));
+            return Err(failure);
+        }
+        Ok(None)
+    }
+}
+
+/// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
+pub(super) const WAITING_PIECE: u16 = 0x8000;
+
+/// Recipients of singles in one group commit, at most; well below the 65,536 that places allow.
+pub(super) const COMMIT_RECIPIENTS: usize = 16_384;
+
+/// A group commit under construction.
+pub(super) struct Group {
+    pub(super) commit: u64,
+    pub(super) now: UnixMillis,
+    pub(super) rows: Rows,
+    pub(super) work: BTreeMap<Lane, Vec<WorkRow>>,
+    pub(super) waiting: BTreeMap<Lane, u16>,
+    pub(super) heads: Vec<Head>,
+    pub(super) places: usize,
+    pub(super) added: u64,
+    /// A label or an app was cancelled: the sweep is told when that is on disk.
+    pub(super) cancels: bool,
+    pub(super) idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
+    pub(super) topics: HashMap<[u8; 16], (DeliveryId, MessageId)>,
+    pub(super) superseded: Vec<(DeliveryId, MessageId)>,
+    pub(super) lists: Vec<ListKey>,
+    pub(super) due: BTreeMap<Lane, UnixMillis>,
+    /// Rows of origins that were met for the first time.
+    pub(super) origins: Vec<Vec<u8>>,
+    /// What to restore if the batch cannot be written.
+    pub(super) undo_lists: HashMap<ListKey, Option<ListState>>,
+    pub(super) random: [u8; 256],
+    pub(super) random_next: usize,
+}
+
+impl Group {
+    pub(super) fn new(commit: u64, now: UnixMillis) -> Group {
+        Group {
+            commit,
+            now,
+            rows: Rows::new(),
+            work: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            heads: Vec::new(),
+            places: 0,
+            added: 0,
+            cancels: false,
+            idempotency: HashMap::new(),
+            topics: HashMap::new(),
+            superseded: Vec::new(),
+            lists: Vec::new(),
+            due: BTreeMap::new(),
+            origins: Vec::new(),
+            undo_lists: HashMap::new(),
+            random: [0; 256],
+            random_next: 256,
+        }
+    }
+
+    /// Where the next message of this group will be: a rule concerns those before it.
+    pub(super) fn next_message(&self) -> Upto {
+        (self.commit, u16::try_from(self.places).expect("a group is closed long before its places are used up"))
+    }
+
+    /// Eight bits that make ids unguessable from their neighbours' a little.
+    pub(super) fn random(&mut self) -> u8 {
+        if self.random_next == self.random.len() {
+            // Without random numbers ids are still unique.
+            let _unguessable = aws_lc_rs::rand::fill(&mut self.random);
+            self.random_next = 0;
+        }
+        self.random_next += 1;
+        self.random[self.random_next - 1]
+    }
+
+    /// Appends recipients of a single to the lane's last row, or to a new one; gives its piece and the first index.
+    pub(super) fn push_work(
+        &mut self,
+        lane: Lane,
+        message: &[u8],
+        recipients: &[u8],
+        count: u16,
+        expires: UnixMillis,
+    ) -> (u16, u16) {
+        let rows = self.work.entry(lane).or_default();
+        let full = rows
+            .last()
+            .is_none_or(|row| usize::from(row.count()) + usize::from(count) > PIECE_RECIPIENTS_MAX || row.len() > PIECE_BYTES);
+        if full {
+            rows.push(WorkRow::default());
+        }
+        let piece = u16::try_from(rows.len() - 1).expect("a commit has at most 65,536 recipients");
+        let row = rows.last_mut().expect("one was pushed");
+        (piece, row.push(message, recipients, count, expires))
+    }
+
+    /// Keeps the list's state as it is, in case the group cannot be written.
+    pub(super) fn remember(&mut self, key: ListKey, list: &List) {
+        self.undo_lists.entry(key).or_insert_with(|| Some(list_state(list).clone()));
+    }
+}
+
+/// An error of one line.
+pub(super) struct Failure {
+    pub(super) problem: Problem,
+    pub(super) retry_after: Option<f64>,
+    pub(super) position: Option<Box<str>>,
+}
+
+impl Failure {
+    pub(super) fn of(code: Code, field: Option<&str>, message: &str) -> Failure {
+        let problem = Problem { code, field: field.map(str::to_owned), message: message.to_owned() };
+        Failure { problem, retry_after: None, position: None }
+    }
+
+    pub(super) fn later(code: Code, message: &str, retry_after: f64) -> Failure {
+        Failure { retry_after: Some(retry_after), ..Failure::of(code, None, message) }
+    }
+
+    pub(super) fn into_done(self) -> Done {
+        Done::Failed { problem: self.problem, retry_after: self.retry_after, position: self.position }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(_: ReadError) -> Failure {
+        Failure::later(Code::Internal, "the store cannot be read just now", 5.0)
+    }
+}
+
+pub(super) fn read_only() -> Done {
+    Failure::later(Code::ReadOnly, "there is no space on the disk: nothing can be written", 5.0).into_done()
+}

@@ -1,0 +1,384 @@
+//! Writing: one synced batch for a group and, when it is due, the checkpoint; and what follows when there is no space.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::clock;
+use crate::message::{BatchId, UnixMillis};
+use crate::metrics;
+use crate::store::commit::{Done, Op, Writes};
+use crate::store::key::{self, ChunkKey, WorkKey};
+use crate::store::live::{ListKey, MOVED};
+use crate::store::load::{MessageRow, message_key};
+use crate::store::record::{self, Put};
+use crate::store::writer::Writer;
+use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
+use crate::store::writer::rows::{first_row_key, list_counts_row};
+use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
+use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number};
+
+impl Writer {
+    pub(super) fn write(
+        &mut self,
+        writes: Vec<(Writes, Vec<Done>)>,
+        mut group: Group,
+        with_checkpoint: bool,
+    ) -> Result<(), WriteError> {
+        let with_checkpoint = (with_checkpoint || self.checkpoint.forced) && self.checkpoint.dirty();
+        if writes.is_empty() && !with_checkpoint {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let built = self.build(&mut group, with_checkpoint);
+        let result = match built {
+            Ok(built) => {
+                let rows = std::mem::take(&mut group.rows);
+                let written = if rows.is_empty() { Ok(()) } else { self.store.write(rows) };
+                written.map(|()| built)
+            }
+            Err(ReadError) => Err(WriteError::Closed),
+        };
+        metrics::wal_sync(started.elapsed());
+        match result {
+            Ok(built) => {
+                self.next_commit += 1;
+                if with_checkpoint {
+                    self.checkpoint_done(&built);
+                } else {
+                    self.pending_synced += group.added;
+                }
+                self.stats.dirty_taken.clear();
+                let cancels = group.cancels;
+                self.supersede(&mut group);
+                self.pursue(group.now);
+                self.publish(group, built);
+                answer(writes);
+                if cancels {
+                    let _full_means_it_looks_anyway = self.cancelled.try_send(());
+                }
+                Ok(())
+            }
+            Err(error @ (WriteError::Full(_) | WriteError::Closed)) => {
+                tracing::error!(?error, "no space to write: new lines are refused, sending stops until there is");
+                self.undo(group);
+                refuse(writes);
+                self.full = Some(Instant::now());
+                self.store.gates.full.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(broken) => Err(broken),
+        }
+    }
+
+    /// Puts all rows of the group, and of the checkpoint if it is written with it.
+    pub(super) fn build(&mut self, group: &mut Group, with_checkpoint: bool) -> Result<Built, ReadError> {
+        let reader = self.store.reader()?;
+        let rows = &mut group.rows;
+        let mut built = Built::default();
+        for (lane, pieces) in std::mem::take(&mut group.work) {
+            for (piece, row) in (0..).zip(pieces) {
+                let key = WorkKey { lane, commit: group.commit, piece, count: row.count() };
+                let value = row.finish();
+                rows.put(&reader, family::WORK, key.encode(), &value);
+                built.work.push((key, value));
+            }
+        }
+        for (lane, count) in &group.waiting {
+            let batch = BatchId::Commit { commit: group.commit, lane: *lane, piece: WAITING_PIECE };
+            rows.put(&reader, family::OUTCOME, key::batch_key(&batch), vec![MOVED; usize::from(*count)]);
+        }
+        for heads in group.heads.chunks(64) {
+            let mut put = Put::versioned();
+            for head in heads {
+                record::put_head(&mut put, head);
+            }
+            rows.put(&reader, family::HEAD, key::head_key(group.commit, heads[0].id.place()), &put.0);
+        }
+        self.stats.put_taken(&reader, rows);
+        let mut pending = self.pending_synced + group.added;
+        if with_checkpoint {
+            pending = self.store.pending.load(Ordering::Relaxed);
+            let checkpoint = &mut self.checkpoint;
+            for (id, batch) in &checkpoint.batches {
+                let (bytes, row_done, all_ended) = batch.image();
+                let count = u16::try_from(bytes.len()).expect("a batch has at most 65,536 recipients");
+                match *id {
+                    BatchId::Commit { commit, lane, piece } => {
+                        rows.put(&reader, family::OUTCOME, key::batch_key(id), bytes);
+                        if row_done && piece != WAITING_PIECE {
+                            rows.delete(&reader, family::WORK, WorkKey { lane, commit, piece, count }.encode());
+                        }
+                    }
+                    BatchId::Chunk { commit, place, lane, chunk } => {
+                        if all_ended {
+                            rows.delete(&reader, family::OUTCOME, key::batch_key(id));
+                        } else {
+                            rows.put(&reader, family::OUTCOME, key::batch_key(id), bytes);
+                        }
+                        if row_done {
+                            let row = ChunkKey { commit, place, service: lane.service, chunk, count };
+                            rows.delete(&reader, family::LIST, row.encode());
+                        }
+                    }
+                }
+            }
+            for (due, value) in &checkpoint.due {
+                match value {
+                    None => rows.delete(&reader, family::DUE, due.encode()),
+                    Some(value) => {
+                        rows.put(&reader, family::DUE, due.encode(), value);
+                        let earliest = group.due.entry(due.lane).or_insert(due.time);
+                        *earliest = (*earliest).min(due.time);
+                    }
+                }
+            }
+            for (family, changes) in [(family::HELD, &checkpoint.held), (family::EXPIRY, &checkpoint.expiry)] {
+                for (row, made) in changes {
+                    if *made { rows.put(&reader, family, row, []) } else { rows.delete(&reader, family, row) }
+                }
+            }
+            for (key, list) in &checkpoint.lists {
+                let mut state = list_state(list);
+                if state.done() && state.in_flight == 0 && state.ended_at.is_none() {
+                    state.ended_at = Some(group.now);
+                }
+                rows.put(&reader, family::MESSAGE, message_key(*key, MessageRow::Counts), list_counts_row(&state));
+                if state.ended_at.is_some() {
+                    // Its rows that were never read: it was cancelled, or out of time.
+                    let prefix = key::list_prefix(key.commit, key.place);
+                    rows.delete_range(&reader, family::LIST, &prefix, &key::after_prefix(&prefix));
+                    let prefix = key::outcome_list_prefix(key.commit, key.place);
+                    rows.delete_range(&reader, family::OUTCOME, &prefix, &key::after_prefix(&prefix));
+                    built.ended_lists.push(*key);
+                }
+            }
+            for (family, key, value) in &checkpoint.rows {
+                match value {
+                    Some(value) => rows.put(&reader, family, key, value),
+                    None => rows.delete(&reader, family, key),
+                }
+            }
+            for (family, from, to) in &checkpoint.ranges {
+                rows.delete_range(&reader, family, from, to);
+            }
+            if checkpoint.event_count > 0 {
+                let first = *self.store.events_end.borrow();
+                let mut row = Put::versioned();
+                row.u32(checkpoint.event_count).bytes(&checkpoint.events);
+                rows.put(&reader, family::EVENTS, number(first), &row.0);
+                rows.put(&reader, family::META, "events_end", number(first + u64::from(checkpoint.event_count)));
+                built.events = checkpoint.event_count;
+            }
+            self.stats.put_ended(&reader, rows);
+        }
+        let last = LastCommit { commit: group.commit, written: group.now, pending };
+        rows.put(&reader, family::META, "last", last.encode());
+        built.pending = pending;
+        Ok(built)
+    }
+
+    pub(super) fn checkpoint_done(&mut self, built: &Built) {
+        let checkpoint = std::mem::take(&mut self.checkpoint);
+        for (batch, index) in &checkpoint.release {
+            batch.release(*index);
+        }
+        drop(checkpoint);
+        self.store.batches.evict();
+        for key in &built.ended_lists {
+            self.store.lists.remove(*key);
+        }
+        if built.events > 0 {
+            self.store.events_end.send_modify(|end| *end += u64::from(built.events));
+        }
+        self.pending_synced = built.pending;
+        self.stats.forget_old(clock::now());
+        metrics::checkpoint(self.last_checkpoint.elapsed());
+        self.last_checkpoint = Instant::now();
+    }
+
+    /// Tells the scheduler what is new.
+    pub(super) fn publish(&mut self, group: Group, built: Built) {
+        if built.work.is_empty() && group.due.is_empty() && group.lists.is_empty() && built.ended_lists.is_empty() {
+            return;
+        }
+        for key in &group.lists {
+            if let Some(list) = self.store.lists.get(*key) {
+                let mut state = list_state(&list);
+                state.written = state.chunks.clone();
+            }
+        }
+        self.news.tell(|latest| {
+            for (key, row) in built.work {
+                let previous = latest.newest.insert(key.lane, key);
+                if latest.fresh.len() < FRESH_ROWS {
+                    let batch = self.store.batches.insert_fresh(key.batch(), key.count, row);
+                    latest.fresh.push(Fresh { key, previous, batch });
+                }
+            }
+            for (lane, time) in group.due {
+                earliest(&mut latest.due, lane, time);
+            }
+            latest.lists.extend(group.lists);
+            latest.lists.extend(built.ended_lists);
+        });
+    }
+
+    /// Tells the scheduler that a delivery is where it was.
+    pub(super) fn tell_back(&self, id: BatchId, count: u16, due: Option<UnixMillis>) {
+        self.news.tell(|latest| match (due, id) {
+            (Some(time), _) => earliest(&mut latest.due, id.lane(), time),
+            (None, BatchId::Commit { commit, lane, piece }) => {
+                let key = WorkKey { lane, commit, piece, count };
+                let first = latest.back_rows.entry(lane).or_insert(key);
+                *first = (*first).min(key);
+            }
+            (None, BatchId::Chunk { commit, place, lane, chunk }) => {
+                let first = latest.back_chunks.entry((ListKey { commit, place }, lane.service)).or_insert(chunk);
+                *first = (*first).min(chunk);
+            }
+        });
+    }
+
+    /// The group could not be written: memory is as if its lines had never come. (Cancellations stay: they protect.)
+    pub(super) fn undo(&mut self, group: Group) {
+        for (key, before) in group.undo_lists {
+            match before {
+                None => self.store.lists.remove(key),
+                Some(before) => {
+                    if let Some(list) = self.store.lists.get(key) {
+                        let mut state = list_state(&list);
+                        state.counts.recipients = before.counts.recipients;
+                        state.counts.rejected = before.counts.rejected;
+                        state.chunks = before.chunks;
+                        state.closed = before.closed || state.over.is_some();
+                        (state.paused, state.rate, state.position) = (before.paused, before.rate, before.position);
+                    }
+                }
+            }
+        }
+        if !group.origins.is_empty() {
+            // They stay known in memory, so no later group would write them.
+            self.checkpoint.touch();
+            self.checkpoint.forced = true;
+            self.checkpoint.rows.extend(group.origins.into_iter().map(|row| (family::META, row, Some(Vec::new()))));
+        }
+        self.store.pending.fetch_sub(group.added, Ordering::Relaxed);
+        self.stats.undo_taken();
+        self.next_commit += 1;
+    }
+
+    pub(super) fn refuse_commits(&mut self) {
+        while let Ok(mut writes) = self.commits.try_recv() {
+            let ops = std::mem::take(&mut writes.ops).into_iter();
+            let answers = ops.map(|op| match op {
+                Op::Drain { on } => {
+                    self.store.gates.draining.store(on, Ordering::Relaxed);
+                    Done::Passed
+                }
+                Op::Pass => Done::Passed,
+                _ => read_only(),
+            });
+            let answers = answers.collect();
+            answer(vec![(writes, answers)]);
+        }
+    }
+
+    /// Every 5 s the store is closed and opened again, until a synced probe succeeds (promise 7).
+    pub(super) fn try_reopen(&mut self) -> Result<(), WriteError> {
+        let Some(since) = self.full else { return Ok(()) };
+        if since.elapsed() < Duration::from_secs(5) && !self.stopping {
+            return Ok(());
+        }
+        match self.store.reopen() {
+            Ok(()) => {
+                tracing::info!("the store is writable again");
+                self.full = None;
+                self.store.gates.full.store(false, Ordering::Relaxed);
+                // A batch whose sync failed may be there after all; numbers go on behind it.
+                if let Ok(reader) = self.store.reader()
+                    && let Ok(Some(row)) = reader.value(family::META, "last")
+                    && let Ok(last) = LastCommit::decode(row)
+                {
+                    self.next_commit = self.next_commit.max(last.commit + 1);
+                }
+                Ok(())
+            }
+            Err(WriteError::Full(_) | WriteError::Closed) => {
+                self.full = Some(Instant::now());
+                Ok(())
+            }
+            Err(broken) => Err(broken),
+        }
+    }
+
+    /// Keeps, for the next start, the first row of each lane that is still there: a scan from the front of a lane would walk
+    /// over all that was deleted since the last compaction.
+    pub(super) fn keep_first_rows(&mut self) {
+        if self.last_first_rows.elapsed() < FIRST_ROWS_EVERY || !self.checkpoint.dirty() {
+            return;
+        }
+        self.last_first_rows = Instant::now();
+        let Ok(reader) = self.store.reader() else { return };
+        for (service, _) in self.store.services.all() {
+            for lane in crate::store::live::lanes_of(service) {
+                for family in [family::WORK, family::DUE] {
+                    let prefix = key::lane_prefix(lane);
+                    let name = first_row_key(family, lane);
+                    let kept = reader.value(family::META, &name).ok().flatten();
+                    let start = kept.as_ref().map_or(prefix.as_slice(), |kept| kept.as_ref());
+                    let mut first = None;
+                    let found = reader.scan(family, start, &key::after_prefix(&prefix), |row, _| {
+                        first = Some(row.to_vec());
+                        false
+                    });
+                    // In `work` new rows come behind all others. In `due` they come behind the moment at which they were thought
+                    // of, somewhere in the pipeline: that is as far as it may go.
+                    let now = key::due_prefix(lane, UnixMillis(clock::now().0.saturating_sub(DUE_MARGIN_MILLIS)));
+                    let first = match family {
+                        family::DUE => first.unwrap_or_else(|| now.clone()).min(now),
+                        _ => match first {
+                            Some(first) => first,
+                            None => continue,
+                        },
+                    };
+                    if found.is_ok() && (kept.is_some() || first > prefix) && kept.as_deref() != Some(&first) {
+                        self.checkpoint.rows.push((family::META, name, Some(first)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A row of `due` may be made this long after the time in its key, in milliseconds: what was settled waits in channels.
+pub(super) const DUE_MARGIN_MILLIS: u64 = 60_000;
+
+/// How often the first live row of each lane is looked up and kept.
+pub(super) const FIRST_ROWS_EVERY: Duration = Duration::from_secs(10);
+
+/// What a written batch held.
+#[derive(Default)]
+pub(super) struct Built {
+    pub(super) work: Vec<(WorkKey, Bytes)>,
+    pub(super) ended_lists: Vec<ListKey>,
+    pub(super) events: u32,
+    pub(super) pending: u64,
+}
+
+/// A client that has gone does not hear its answer.
+pub(super) fn answer(writes: Vec<(Writes, Vec<Done>)>) {
+    for (writes, answers) in writes {
+        let _gone = writes.reply.send(answers);
+    }
+}
+
+/// Nothing was written. What needs nothing to be written is answered all the same.
+pub(super) fn refuse(writes: Vec<(Writes, Vec<Done>)>) {
+    let refused = |done| match done {
+        Done::Passed => done,
+        _ => read_only(),
+    };
+    answer(writes.into_iter().map(|(writes, answers)| (writes, answers.into_iter().map(refused).collect())).collect());
+}
