@@ -41,7 +41,7 @@
 //! Each arrow is one call or one channel.
 //!
 //! 1. `ingest/mod.rs` reads a line -> `ingest/line.rs` parses and checks it; what passed cannot fail later for its form.
-//! 2. -> `store/commit.rs` lays out its rows -> `store/writer.rs` numbers it and commits it with everything else that waited, in
+//! 2. -> `store/commit.rs` lays out its rows -> `store/writer/take.rs` numbers it and commits it with everything else that waited, in
 //!    one synced batch -> `ingest/answer.rs` answers.
 //! 3. The writer's news, or the next look at the lane, brings its row to `schedule/mod.rs`, which hands out a run: a row, from
 //!    where, how many at most. It never sees a body.
@@ -50,7 +50,7 @@
 //! 5. -> `deliver/mod.rs` queues it at its origin -> `deliver/http2.rs` (or `http1.rs`) posts it, and answers exactly once: with
 //!    the push service's answer or the reason why there is none.
 //! 6. -> `outcome/mod.rs` asks `outcome/verdict.rs` what that means and tells `schedule/origins.rs` how the push service fares.
-//! 7. -> `store/writer.rs` settles: one byte for the recipient, a row if it waits, an event if there is something to tell; all of
+//! 7. -> `store/writer/settle.rs` settles: one byte for the recipient, a row if it waits, an event if there is something to tell; all of
 //!    that is on disk at the next checkpoint.
 //! 8. `ingest/answer.rs` reads it from the store (`store/read.rs`) when a client asks for `status` or `events`.
 

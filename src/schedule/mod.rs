@@ -116,6 +116,8 @@ struct ListRun {
     cursors: HashMap<Service, Cursor>,
     pace: Option<Pace>,
     rate: Option<f64>,
+    /// Recipients that had ended when this list was met.
+    ended_before: u64,
 }
 
 #[derive(Default)]
@@ -269,9 +271,11 @@ impl Schedule {
         let message = &list.message;
         self.deadlines.insert((message.expires, key));
         self.beginnings.insert((message.at, key));
-        let spread = list.spread.map(|seconds| (message.at, seconds, state.counts.recipients));
+        // After a start some have ended already: only the others are still to be spread.
+        let ended_before = state.counts.recipients - state.counts.pending();
+        let spread = list.spread.map(|seconds| (message.at, seconds, state.counts.pending()));
         let pace = (state.rate.is_some() || spread.is_some()).then(|| Pace::new(state.rate, spread));
-        self.lists.insert(key, ListRun { list, cursors: HashMap::new(), pace, rate: state.rate });
+        self.lists.insert(key, ListRun { list, cursors: HashMap::new(), pace, rate: state.rate, ended_before });
     }
 
     fn forget_list(&mut self, key: ListKey) {
@@ -296,7 +300,7 @@ impl Schedule {
             run.pace.get_or_insert_with(|| Pace::new(None, None)).set_rate(now, state.rate);
         }
         if let Some(pace) = &mut run.pace {
-            pace.known(now, state.counts.recipients);
+            pace.known(now, state.counts.recipients.saturating_sub(run.ended_before));
         }
         for (service, chunks) in &state.written {
             let cursor = run.cursors.entry(*service).or_default();
