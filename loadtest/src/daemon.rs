@@ -440,7 +440,8 @@ mod tests {
              [endpoints]\nallow_hosts = [\"127.0.0.1:4443\"]\nallow_networks = [\"127.0.0.0/8\"]\n\n\
              [ingest]\nsocket = \"/d/fanfare.sock\"\n\n\
              [messages]\nttl_default = 60\n\n\
-             [metrics]\nlisten = \"127.0.0.1:9\"\n"
+             [metrics]\nlisten = \"127.0.0.1:9\"\n\n\
+             [store]\nmin_free_percent = 0.1\n"
         );
     }
 
