@@ -351,9 +351,18 @@ impl Drop for Daemon {
         self.kill9();
         if std::thread::panicking() {
             eprintln!("the end of the daemon's log:\n{}", self.log_tail());
+            return;
+        }
+        // The logs of all daemons of all tests are looked at.
+        let log = self.log();
+        for secret in SECRETS {
+            assert!(!log.contains(secret), "the daemon's log shows {secret:?}, and with it an endpoint, a token or a key");
         }
     }
 }
+
+/// What stands before an endpoint's capability in the URLs of the mock and of the vendors, before a token, and before a key.
+const SECRETS: [&str; 7] = ["/push/", "/fcm/send/", "/wpush/", "/w/?token=", "vapid t=", "WebPush ey", "BEGIN PRIVATE KEY"];
 
 /// A fresh VAPID key as PKCS#8 PEM that only its owner can read.
 pub fn write_vapid_key(path: &Path) -> io::Result<()> {
