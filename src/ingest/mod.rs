@@ -31,9 +31,9 @@ use crate::ingest::line::{Rules, parse};
 use crate::ingest::request::{Add, Code, Problem, Request, RequestId, To};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
 use crate::metrics;
+use crate::store::Store;
 use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send};
 use crate::store::live::ListKey;
-use crate::store::{Store, commit};
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -411,9 +411,4 @@ pub(crate) fn stopped() -> Done {
 pub fn subscription_name(id: &crate::message::SubscriptionId) -> String {
     use base64::Engine;
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(id.0)
-}
-
-/// The id of an endpoint's subscription, as the protocol writes it.
-pub fn name_of_endpoint(endpoint: &str) -> String {
-    subscription_name(&commit::subscription_id(endpoint))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::message::{BatchId, Delivery, DeliveryId, Message, MessageId, UnixMillis};
+use crate::message::{BatchId, Delivery, DeliveryId, Message, MessageId};
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
 use crate::store::live::{Batch, List, ListKey};
 use crate::store::record::{self, Head, Take};
@@ -228,9 +228,4 @@ pub fn message_key(key: ListKey, row: MessageRow) -> Vec<u8> {
     let mut bytes = key::list_prefix(key.commit, key.place);
     bytes.push(row as u8);
     bytes
-}
-
-/// How long a list is kept from now on, for `sweep`.
-pub fn kept_until(ended: UnixMillis, retention: std::time::Duration) -> UnixMillis {
-    ended.plus(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX))
 }
