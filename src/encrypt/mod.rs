@@ -3,6 +3,7 @@
 //!
 //! What is claimed leaves a worker in exactly one way: posted, or settled (ended, held back, waiting by itself, or given back).
 
+pub mod batch;
 pub mod key;
 pub mod payload;
 pub mod vapid;
