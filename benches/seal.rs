@@ -1,5 +1,5 @@
-//! Sealing by size of the payload, back end and length of the slice: `cargo bench --bench seal`. Times are per slice; the
-//! counter tells messages a second.
+//! Sealing by size of the payload, back end and length of the slice, and the key agreement alone, which is most of it, by back end
+//! and length of the slice: `cargo bench --bench seal`. Times are per slice; the counter tells messages a second.
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -12,6 +12,33 @@ const SIZES: [usize; 4] = [0, 250, 1_000, 3_993];
 
 fn main() {
     divan::main();
+}
+
+/// An empty payload takes 1.5 us beside the key agreement.
+#[divan::bench_group]
+mod agreement {
+    use super::*;
+
+    /// The batch where the processor has it; else aws-lc-rs once more.
+    #[divan::bench(consts = [1, 2, 4, 8])]
+    fn batch<const SLICE: usize>(bencher: Bencher<'_, '_>) {
+        seal::<SLICE>(bencher, 0, Agreement::fastest(), Encoding::Aes128gcm);
+    }
+
+    #[divan::bench(consts = [1, 2, 4, 8])]
+    fn aws_lc<const SLICE: usize>(bencher: Bencher<'_, '_>) {
+        seal::<SLICE>(bencher, 0, Agreement::AwsLc, Encoding::Aes128gcm);
+    }
+
+    #[divan::bench(consts = [1, 2, 4, 8])]
+    fn p256<const SLICE: usize>(bencher: Bencher<'_, '_>) {
+        seal::<SLICE>(bencher, 0, Agreement::P256, Encoding::Aes128gcm);
+    }
+}
+
+#[divan::bench(args = SIZES, consts = [1, 8, 64])]
+fn batch<const SLICE: usize>(bencher: Bencher<'_, '_>, size: usize) {
+    seal::<SLICE>(bencher, size, Agreement::fastest(), Encoding::Aes128gcm);
 }
 
 #[divan::bench(args = SIZES, consts = [1, 8, 64])]

@@ -6,8 +6,8 @@
 //! bad recipient of a slice gets an error in its place, while its neighbours are sealed. Nothing here does I/O or keeps state
 //! from one slice to the next.
 //!
-//! The elliptic curve work of a slice is done first, for all of it, then the symmetric work one by one: so a back end that
-//! computes several curve points at once needs no other interface.
+//! The elliptic curve work of a slice is done first, for all of it, then the symmetric work one by one: so that `batch` can
+//! compute several key pairs at once.
 
 use aes::{LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{aead as aes, agreement, rand};
@@ -21,6 +21,7 @@ use p256::elliptic_curve::sec1::ToSec1Point;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::encrypt::batch::{Agreed, Batch, LANES};
 use crate::limits::PAYLOAD_MAX;
 use crate::message::{Encoding, Service};
 
@@ -103,13 +104,32 @@ impl std::fmt::Display for SealError {
 impl std::error::Error for SealError {}
 
 /// Who does the elliptic curve work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agreement {
+    /// Eight at once with AVX-512 IFMA: key pair and ECDH take 9 us measured in a full slice of eight. A slice that has one message
+    /// only, or a last one, is left to aws-lc-rs.
+    Batch(Batch),
     /// aws-lc-rs: 50 us a whole message measured, of which the key pair takes 13 and ECDH 35.
-    #[default]
     AwsLc,
     /// The p256 crate, pure Rust: 190 us a whole message measured; the oracle of the tests.
     P256,
+}
+
+impl Agreement {
+    /// The fastest on this processor. To be asked once: the first time, the tables of the batch are made.
+    pub fn fastest() -> Agreement {
+        Batch::detect().map_or(Agreement::AwsLc, Agreement::Batch)
+    }
+}
+
+impl std::fmt::Display for Agreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Agreement::Batch(_) => "eight at once, AVX-512 IFMA",
+            Agreement::AwsLc => "aws-lc-rs",
+            Agreement::P256 => "p256",
+        })
+    }
 }
 
 /// Seals slices of payloads. Keeps its scratch space, so a worker makes one and uses it again and again.
@@ -134,6 +154,9 @@ impl Sealer {
             return;
         }
         match self.agreement {
+            Agreement::Batch(batch) => {
+                slice.chunks(LANES).for_each(|eight| agree_batch(batch, eight, &mut self.agreed));
+            }
             Agreement::AwsLc => self.agreed.extend(slice.iter().map(|plain| plain.check().and_then(agree_aws_lc))),
             Agreement::P256 => self.agreed.extend(slice.iter().map(|plain| plain.check().and_then(agree_p256))),
         }
@@ -175,10 +198,24 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// What the key agreement gives: our ephemeral public key and the ECDH secret (RFC 8291 section 3.1).
-struct Agreed {
-    as_public: [u8; 65],
-    secret: Zeroizing<[u8; 32]>,
+/// New key pairs and their ECDH secrets for up to eight. A pass costs less than two agreements by aws-lc-rs, and more than one.
+fn agree_batch(batch: Batch, eight: &[Plain<'_>], agreed: &mut Vec<Result<Agreed, SealError>>) {
+    let (mut theirs, mut checked) = ([&[0; 65]; LANES], 0);
+    for p256dh in eight.iter().filter_map(|plain| plain.check().ok()) {
+        theirs[checked] = p256dh;
+        checked += 1;
+    }
+    if checked < 2 {
+        agreed.extend(eight.iter().map(|plain| plain.check().and_then(agree_aws_lc)));
+        return;
+    }
+    let passed = batch.agree(&theirs[..checked]);
+    let mut passed = passed.map(|passed| passed.into_iter().map(|agreed| agreed.ok_or(SealError::InvalidKey)));
+    agreed.extend(eight.iter().map(|plain| {
+        plain.check()?;
+        let passed = passed.as_mut().map_err(|_| SealError::Random)?;
+        passed.next().expect("a place for each that was checked")
+    }));
 }
 
 /// A new key pair and its ECDH secret, by aws-lc-rs. Handing over the raw point is as fast as a DER structure (0.58 against
@@ -445,6 +482,7 @@ mod tests {
     /// The whole way of one payload, with a given key pair and salt.
     fn seal_with(by: Agreement, plain: &Plain<'_>, as_private: &[u8; 32], salt: &[u8; 16]) -> Result<Body, SealError> {
         let agreed = match by {
+            Agreement::Batch(_) => unreachable!("draws its keys itself; its own tests give them"),
             Agreement::P256 => agree_p256_with(&p256::SecretKey::from_slice(as_private).unwrap(), plain.check()?)?,
             Agreement::AwsLc => {
                 let private = agreement::PrivateKey::from_private_key(&agreement::ECDH_P256, as_private).unwrap();
@@ -464,6 +502,12 @@ mod tests {
     }
 
     const BACK_ENDS: [Agreement; 2] = [Agreement::AwsLc, Agreement::P256];
+
+    /// Those two, and the fastest here.
+    fn back_ends() -> impl Iterator<Item = Agreement> {
+        BACK_ENDS.into_iter().chain([Agreement::fastest()])
+    }
+
     const ENCODINGS: [Encoding; 2] = [Encoding::Aes128gcm, Encoding::Aesgcm];
 
     #[test]
@@ -534,7 +578,7 @@ mod tests {
     fn every_size_arrives_and_bodies_have_the_promised_length() {
         let browser = Browser::new();
         let payload: Vec<u8> = (0..PAYLOAD_MAX).map(|i| (i * 7 % 251) as u8).collect();
-        for by in BACK_ENDS {
+        for by in back_ends() {
             for encoding in ENCODINGS {
                 for len in [0, 1, 15, 16, 17, 250, 2_967, 2_968, 3_992, 3_993] {
                     for pad_to in [0, len, (len + 1).min(PAYLOAD_MAX), (len + 300).min(PAYLOAD_MAX), PAYLOAD_MAX] {
@@ -567,7 +611,7 @@ mod tests {
         compressed.p256dh[33..].fill(0);
         let hybrids = [6, 7].map(bad_first_byte);
         let long = vec![0; PAYLOAD_MAX + 1];
-        for by in BACK_ENDS {
+        for by in back_ends() {
             for encoding in ENCODINGS {
                 let mut slice = vec![good.plain(encoding, b"first", 0)];
                 let bad = [&off_curve, &infinity, &compressed, &hybrids[0], &hybrids[1]];
@@ -591,7 +635,7 @@ mod tests {
     #[test]
     fn no_key_pair_and_no_salt_is_used_twice() {
         let browser = Browser::new();
-        for by in BACK_ENDS {
+        for by in back_ends() {
             let mut sealer = Sealer::new(by);
             let mut out = Vec::new();
             for _ in 0..3 {
@@ -606,10 +650,49 @@ mod tests {
         }
     }
 
+    /// Full passes, part-filled ones, a last one alone, and between them what fails: each body is in its place and opens.
+    #[test]
+    fn slices_of_every_length_keep_their_order() {
+        let browsers: [Browser; 20] = std::array::from_fn(|_| Browser::new());
+        let (mut off_curve, long) = (Browser::new(), vec![0; PAYLOAD_MAX + 1]);
+        off_curve.p256dh[40] ^= 1;
+        for by in [Agreement::fastest(), Agreement::AwsLc] {
+            let mut sealer = Sealer::new(by);
+            for len in 0..=browsers.len() {
+                for bad in 0..=len {
+                    let names: Vec<[u8; 1]> = (0..len).map(|place| [place as u8]).collect();
+                    let mut slice: Vec<_> = std::iter::zip(&browsers, &names)
+                        .map(|(browser, name)| browser.plain(Encoding::Aes128gcm, name, 0))
+                        .collect();
+                    if bad < len {
+                        slice[bad] = off_curve.plain(Encoding::Aes128gcm, b"never", 0);
+                        slice[len - 1 - bad] = browsers[0].plain(Encoding::Aes128gcm, &long, 0);
+                    }
+                    let mut out = Vec::new();
+                    sealer.seal(&slice, &mut out);
+                    assert_eq!(out.len(), len);
+                    for (place, body) in out.iter().enumerate() {
+                        let error = body.as_ref().err().copied();
+                        if bad < len && place == len - 1 - bad {
+                            assert_eq!(error, Some(SealError::TooLong));
+                        } else if place == bad {
+                            assert_eq!(error, Some(SealError::InvalidKey));
+                        } else if len < 12 || place == (bad + 1) % len {
+                            // p256 opens, slowly: of the long slices one is enough.
+                            assert_eq!(browsers[place].open(body.as_ref().unwrap()).0, names[place]);
+                        } else {
+                            assert_eq!(error, None);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn an_empty_slice_is_sealed_to_nothing() {
         let mut out = Vec::new();
-        Sealer::new(Agreement::default()).seal(&[], &mut out);
+        Sealer::new(Agreement::fastest()).seal(&[], &mut out);
         assert!(out.is_empty());
     }
 
@@ -683,7 +766,7 @@ mod tests {
             if four {
                 p256dh[0] = 4;
             }
-            for by in BACK_ENDS {
+            for by in back_ends() {
                 let plain = Plain { p256dh: &p256dh, auth: &[7; 16], encoding: Encoding::Aes128gcm, payload: b"x", pad_to: 0 };
                 prop_assert_eq!(seal_one(by, plain).unwrap_err(), SealError::InvalidKey);
             }
