@@ -11,8 +11,8 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use fanfare::clock;
 use fanfare::config;
-use fanfare::ingest::request::{Send, Subscriptions, To};
-use fanfare::message::{ContentType, Encoding, Endpoint, KeyId, Recipient, Service, Urgency};
+use fanfare::ingest::request::{Payload, Send, Subscriptions, To};
+use fanfare::message::{Encoding, Endpoint, KeyId, Recipient, Service, Urgency};
 use fanfare::store::Store;
 use fanfare::store::commit::{Op, Preparing, Writes, prepare_send};
 use fanfare::store::writer::{News, Settings, Settle, Writer};
@@ -68,6 +68,9 @@ fn start(store: &Arc<Store>) -> (Sender<Writes>, Sender<Settle>, std::thread::Jo
         log: Default::default(),
         first_keys: Default::default(),
         apps: Arc::new(vec![Arc::from("shop")]),
+        browsers_per_account: 10_000,
+        undo: 604_800_000,
+        grace: 120_000,
     };
     let news = Arc::new(News::new(wake));
     let writer = Writer::open(store.clone(), settings, commits_out, settles_out, news, cancelled).expect("it opens");
@@ -87,12 +90,13 @@ fn send(store: &Store, n: usize) -> Op {
         key: None,
         expiration: None,
         reference: None,
+        attributes: None,
+        registered: None,
     };
     let send = Send {
         app: Arc::from("shop"),
         to: To::Subscriptions(Subscriptions { good: vec![recipient], rejected: Vec::new() }),
-        content_type: ContentType::Opaque,
-        body: Bytes::from_static(&[b'x'; 250]),
+        payload: Payload::opaque(Bytes::from_static(&[b'x'; 250])),
         ttl: 3_600,
         urgency: Urgency::Normal,
         topic: None,
@@ -104,6 +108,9 @@ fn send(store: &Store, n: usize) -> Op {
         reference: None,
         rate: None,
         spread: None,
+        scope: None,
+        when_offline: false,
+        fallback: None,
     };
     let preparing = Preparing {
         now: clock::now(),

@@ -18,7 +18,7 @@ use url::Url;
 
 use crate::endpoint::is_public_name;
 use crate::ingest::request::EventType;
-use crate::limits::{CONNECTION_BYTES, PAYLOAD_MAX};
+use crate::limits::{CONNECTION_BYTES, NAME_MAX, PAYLOAD_MAX};
 use crate::message::Ending;
 
 /// Everything `fanfare.toml` and the environment say, checked (DESIGN 5).
@@ -78,6 +78,8 @@ pub struct App {
     pub vapid_keys: Vec<PathBuf>,
     /// `mailto:` or `https:` (RFC 8292 section 2.1), checked.
     pub subject: String,
+    /// The valid scopes; empty: every name is one.
+    pub scopes: Vec<String>,
 }
 
 /// `[messages]`.
@@ -474,6 +476,10 @@ impl Section<'_> {
             let app = App {
                 vapid_keys: paths.into_iter().map(|path| section.credential("vapid_keys", path)).collect(),
                 subject: section.text("subject", None),
+                scopes: section.list("scopes", &[], |name| match name.len() {
+                    1..=NAME_MAX => Ok(()),
+                    _ => Err("is no scope; a scope has 1 to 64 bytes"),
+                }),
             };
             if !section.has_problem("subject")
                 && let Err(wrong) = check_subject(&app.subject)
@@ -1220,6 +1226,8 @@ mod tests {
             ("[apps.x]\nvapid_keys = [\"\"]\nsubject = \"mailto:a@b.dev\"", "apps.x.vapid_keys"),
             ("[apps.x]\nvapid_keys = [\"$CREDENTIALS_DIRECTORY/k\"]\nsubject = \"mailto:a@b.dev\"", "apps.x.vapid_keys"),
             ("[apps.x]\nvapid_keys = [\"/k\"]", "apps.x.subject"),
+            ("[apps.x]\nvapid_keys = [\"/k\"]\nsubject = \"mailto:a@b.dev\"\nscopes = \"news\"", "apps.x.scopes"),
+            ("[apps.x]\nvapid_keys = [\"/k\"]\nsubject = \"mailto:a@b.dev\"\nscopes = [\"\"]", "apps.x.scopes"),
             ("[apps.x]\nvapid_keys = [\"/k\"]\nsubject = \"a@b.dev\"", "apps.x.subject"),
             ("[apps]\nx = 1", "apps.x"),
             ("[sockets.s]\napps = [\"default\"]", "sockets.s.path"),

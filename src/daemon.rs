@@ -45,6 +45,7 @@ use crate::ingest::{self, Door, QUEUE_LINES, Socket};
 use crate::message::{Encoding, Service, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
+use crate::receipt::Receipts;
 use crate::schedule::backoff::Bounds;
 use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Schedule};
@@ -246,6 +247,9 @@ impl Daemon {
             log: config.events.log.iter().copied().collect::<HashSet<_>>(),
             first_keys,
             apps: Arc::new(config.apps.keys().map(|name| Arc::from(name.as_str())).collect()),
+            browsers_per_account: config.registry.browsers_per_account as usize,
+            undo: config.registry.undo.as_millis() as u64,
+            grace: config.presence.grace.as_millis() as u64,
         };
         let the_writer =
             Writer::open(store.clone(), settings, commits_out, settles_out, news.clone(), cancelled).map_err(closed)?;
@@ -257,7 +261,7 @@ impl Daemon {
             let _unheard = ended.send(());
             result
         })?;
-        pause_if_stale(&store, config, &commits)?;
+        pause_if_old(&store, config, &commits)?;
 
         // How many wait for an answer is bounded by the windows of `schedule::origins`.
         let (answers, answers_out) = unbounded();
@@ -280,6 +284,7 @@ impl Daemon {
             high: high_out,
             normal: normal_out,
             padding: config.encrypt.padding,
+            receipts: Receipts::new(&store.keyed_hash(b"receipts")),
             stop: stop.clone(),
         });
         let agreement = Agreement::fastest();
@@ -353,6 +358,7 @@ impl Daemon {
             line_limit: config.ingest.line_limit,
             connections: config.ingest.connections,
             ttl0_patience: config.messages.ttl0_patience,
+            receipts: Receipts::new(&store.keyed_hash(b"receipts")),
             origins: Box::new(move || shown.origins_json()),
             open: AtomicUsize::new(0),
             stop: stop_reading,
@@ -570,10 +576,14 @@ fn make_tokens(tokens: &Tokens, store: &Store) {
     }
 }
 
-/// A store that lay still for a day starts with everything paused: nobody wants last night's newsletter twice.
-fn pause_if_stale(store: &Store, config: &Config, commits: &Sender<Writes>) -> Result<(), ServeError> {
-    let Some(last) = store.last_written else { return Ok(()) };
-    if clock::now().since(last) < STALE_MILLIS || store.pending.load(Ordering::Relaxed) == 0 {
+/// A store that lay still for a day, or comes from a backup, starts with everything paused: nobody wants last night's newsletter
+/// twice.
+fn pause_if_old(store: &Store, config: &Config, commits: &Sender<Writes>) -> Result<(), ServeError> {
+    let backup = store.from_backup();
+    let stale = store.last_written.filter(|last| clock::now().since(*last) >= STALE_MILLIS);
+    // A campaign that is not walked to its end may have nothing pending.
+    let nothing_waits = store.pending.load(Ordering::Relaxed) == 0 && store.lists.all().is_empty();
+    if backup.is_none() && (stale.is_none() || nothing_waits) {
         return Ok(());
     }
     let apps: Arc<Vec<Arc<str>>> = Arc::new(config.apps.keys().map(|name| Arc::from(name.as_str())).collect());
@@ -582,14 +592,29 @@ fn pause_if_stale(store: &Store, config: &Config, commits: &Sender<Writes>) -> R
     let refused = |_| ServeError::Io("the writer has ended".to_owned());
     commits.send(Writes { ops, reply, places: Vec::new() }).map_err(|_| refused(()))?;
     answered.blocking_recv().map_err(|_| refused(()))?;
-    tracing::warn!(
-        last_written = format_time(last),
-        "this store was last written more than a day ago: every app is paused; `fanfare resume --app NAME` lets it go"
-    );
+    if let Some(backup) = backup {
+        store.forget_backup().map_err(|error| ServeError::Io(format!("the store's note of its backup: {error}")))?;
+        tracing::warn!(
+            backup = backup.name,
+            made = format_time(UnixMillis(backup.made)),
+            "this store comes from a backup: every app is paused; `fanfare resume --app NAME` lets it go"
+        );
+    } else if let Some(last) = stale {
+        tracing::warn!(
+            last_written = format_time(last),
+            "this store was last written more than a day ago: every app is paused; `fanfare resume --app NAME` lets it go"
+        );
+    }
     Ok(())
 }
 
 fn rules(config: &Config, apps: &[String], tokens: &Tokens, store: &Store) -> Rules {
+    let scopes = apps
+        .iter()
+        .filter_map(|name| Some((Arc::from(name.as_str()), &config.apps.get(name)?.scopes)))
+        .filter(|(_, scopes)| !scopes.is_empty())
+        .map(|(name, scopes)| (name, scopes.iter().map(|scope| Arc::from(scope.as_str())).collect()))
+        .collect();
     let apps: BTreeMap<Arc<str>, _> = apps.iter().map(|name| (Arc::from(name.as_str()), tokens.keys(name))).collect();
     let allowed = config
         .endpoints
@@ -598,7 +623,7 @@ fn rules(config: &Config, apps: &[String], tokens: &Tokens, store: &Store) -> Ru
         .filter_map(|host| Some((host.clone(), store.service_of(&host.to_string())?)))
         .collect();
     let policy = Arc::new(EndpointPolicy::new(config.endpoints.policy, allowed));
-    Rules::new(apps, policy, config.messages.clone())
+    Rules::new(apps, policy, config.messages.clone()).with_scopes(scopes)
 }
 
 /// The sockets that systemd holds for us, by path.
@@ -783,6 +808,15 @@ impl Levels {
         if let Some(resident) = resident_bytes() {
             metrics::level("fanfare_memory_bytes", "part", "resident".to_owned(), resident as f64);
         }
+        for app in self.tokens.apps() {
+            if let Some(number) = store.registry.app(&app)
+                && let Ok(count) = store.kept_count(&Store::app_posting(number))
+            {
+                metrics::level("fanfare_subscriptions", "app", app.to_string(), count as f64);
+            }
+        }
+        metrics::plain_level("fanfare_open_lists", store.lists.all().len() as f64);
+        metrics::plain_level("fanfare_accounts_present", crate::store::live::lock(&store.presence).len() as f64);
         if let Some(age) = self.oldest_due_age(now) {
             metrics::plain_level("fanfare_oldest_due_age_seconds", age as f64 / 1_000.0);
         }

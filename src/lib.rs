@@ -32,21 +32,22 @@
 //! | [`outcome`] | [`outcome::verdict`] names what an answer means; then the delivery is settled or waits |
 //!
 //! Beside the way: [`message`] holds the types that the stages hand to each other, [`limits`] the bounds that must agree,
-//! [`clock`] is the only caller of the system clock, [`metrics`] names every metric. [`daemon`] makes every channel, thread and
-//! task; stages know the types and the store, but not each other. [`config`] is read once into checked values. [`setup`],
-//! [`client`] and [`exit`] are the program's other commands, which use the daemon through its socket only.
+//! [`clock`] is the only caller of the system clock, [`metrics`] names every metric, [`template`] makes bodies the recipient's own,
+//! [`receipt`] issues and opens the tokens that come back as `feedback`. [`daemon`] makes every channel, thread and task; stages
+//! know the types and the store, but not each other. [`config`] is read once into checked values. [`setup`], [`client`] and
+//! [`exit`] are the program's other commands, which use the daemon through its socket only.
 //!
 //! # Following one message
 //!
 //! Each arrow is one call or one channel.
 //!
-//! 1. `ingest/mod.rs` reads a line -> `ingest/line.rs` parses and checks it; what passed cannot fail later for its form.
+//! 1. `ingest/mod.rs` reads a line -> `ingest/line/` parses and checks it; what passed cannot fail later for its form.
 //! 2. -> `store/commit.rs` lays out its rows -> `store/writer/take.rs` numbers it and commits it with everything else that waited, in
 //!    one synced batch -> `ingest/answer.rs` answers.
 //! 3. The writer's news, or the next look at the lane, brings its row to `schedule/mod.rs`, which hands out a run: a row, from
 //!    where, how many at most. It never sees a body.
-//! 4. -> `encrypt/mod.rs`: a worker reads the row (`store/load.rs`), claims the places that are still due, seals them
-//!    (`encrypt/payload.rs`) and adds the token that is ready (`encrypt/vapid.rs`).
+//! 4. -> `encrypt/mod.rs`: a worker reads the row (`store/load.rs`), claims the places that are still due, fills in what is each
+//!    recipient's own (`encrypt/fill.rs`), seals them (`encrypt/payload.rs`) and adds the token that is ready (`encrypt/vapid.rs`).
 //! 5. -> `deliver/mod.rs` queues it at its origin -> `deliver/http2.rs` (or `http1.rs`) posts it, and answers exactly once: with
 //!    the push service's answer or the reason why there is none.
 //! 6. -> `outcome/mod.rs` asks `outcome/verdict.rs` what that means and tells `schedule/origins.rs` how the push service fares.
@@ -67,6 +68,8 @@ pub mod limits;
 pub mod message;
 pub mod metrics;
 pub mod outcome;
+pub mod receipt;
 pub mod schedule;
 pub mod setup;
 pub mod store;
+pub mod template;

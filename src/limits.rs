@@ -36,6 +36,30 @@ pub const REQUEST_ID_MAX: usize = 1_024;
 pub const POSITION_MAX: usize = 1_024;
 /// Bytes of an account (DESIGN 4).
 pub const ACCOUNT_MAX: usize = 128;
+/// Bytes of a tag, a scope, or the name of an attribute.
+pub const NAME_MAX: usize = 64;
+/// Tags of a subscription, and scopes, and names in each part of a segment.
+pub const NAMES_MAX: usize = 64;
+/// Attributes of a subscription, and of a segment.
+pub const ATTRIBUTES_MAX: usize = 64;
+/// Bytes of the attributes of a subscription, names and values together.
+pub const ATTRIBUTES_BYTES_MAX: usize = 4_096;
+/// Bytes of a subscription's `name`.
+pub const SUBSCRIPTION_NAME_MAX: usize = 128;
+/// Bytes of a subscription's `user_agent`; a longer one is cut.
+pub const USER_AGENT_MAX: usize = 512;
+/// Bytes of a presence `session`.
+pub const SESSION_MAX: usize = 128;
+/// Seconds of a presence `lease` at most.
+pub const LEASE_MAX: f64 = 86_400.0;
+/// Seconds that `test` waits at most.
+pub const TEST_WAIT_MAX: f64 = 60.0;
+/// Seconds after which a `fallback` comes at most: 90 days.
+pub const FALLBACK_MAX: f64 = 90.0 * 86_400.0;
+/// Bytes of a receipt: message id 16, subscription id 12, MAC 16.
+pub const RECEIPT_BYTES: usize = 16 + 12 + 16;
+/// Characters of a receipt in base64url.
+pub const RECEIPT_CHARS: usize = 59;
 /// How long an idempotency key is remembered at least, in milliseconds.
 pub const IDEMPOTENCY_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 /// Characters of a topic (RFC 8030 section 5.4).
@@ -43,6 +67,7 @@ pub const TOPIC_MAX: usize = 32;
 /// Labels a day that `stats` keeps apart.
 pub const STATS_LABELS: usize = 1_000;
 
+const _: () = assert!((RECEIPT_BYTES * 8).div_ceil(6) == RECEIPT_CHARS);
 const _: () = assert!(SINGLE_RECIPIENTS_MAX <= PIECE_RECIPIENTS_MAX);
 const _: () = assert!(PIECE_RECIPIENTS_MAX <= COMMIT_RECIPIENTS_MAX);
 const _: () = assert!(CHUNK_RECIPIENTS_MAX <= CHECKPOINT_OUTCOMES);

@@ -153,12 +153,46 @@ impl std::str::FromStr for MessageId {
 pub struct NotAUlid;
 
 /// The base64url of the first 12 bytes of SHA-256(endpoint) names a subscription (DESIGN 3.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubscriptionId(pub [u8; 12]);
+
+impl SubscriptionId {
+    /// Stands where the id was not needed yet.
+    pub const UNKNOWN: SubscriptionId = SubscriptionId([0; 12]);
+
+    /// The id of the subscription with this endpoint.
+    pub fn of(endpoint: &str) -> SubscriptionId {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::digest(endpoint.as_bytes());
+        SubscriptionId(digest[..12].try_into().expect("twelve of 32 bytes"))
+    }
+}
+
+/// A name of the application's own: a tag, a scope, the name of an attribute.
+pub type Name = Arc<str>;
+
+/// An account: any string of the application, 1 to 128 bytes.
+pub type Account = Arc<str>;
+
+/// The attributes of a subscription, by name: scalars as compact JSON, numbers in one spelling, so that equal values are equal text.
+pub type Attributes = std::collections::BTreeMap<Name, Box<str>>;
+
+/// Which subscriptions a campaign, a list or a count concerns: all members must hold (DESIGN 4). The default is all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// At least one of these tags; empty: any.
+    pub tags_any: Vec<Name>,
+    /// All of these tags.
+    pub tags_all: Vec<Name>,
+    /// None of these tags.
+    pub tags_none: Vec<Name>,
+    /// These attributes with these values.
+    pub attributes: Attributes,
+}
 
 /// First 8 bytes of the SHA-256 of an uncompressed VAPID public key (65 bytes): how rows name the key a subscription was
 /// made with, whatever its place in the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub [u8; 8]);
 
 /// The content encoding a subscription asks for.
@@ -271,7 +305,64 @@ pub struct Recipient {
     /// `expirationTime` of the Push API: nothing is sent after it.
     pub expiration: Option<UnixMillis>,
     pub reference: Option<Reference>,
+    /// What a template is filled from; kept with a message only if it has one.
+    pub attributes: Option<Arc<Attributes>>,
+    /// Set if it is a subscription of the registry. What waits holds only this, and the rest is read when its turn comes: until
+    /// then the endpoint is empty.
+    pub registered: Option<Registered>,
 }
+
+impl Recipient {
+    /// A subscription of the registry that has not been read yet.
+    pub fn unread(registered: Registered) -> Recipient {
+        Recipient {
+            service: registered.key.service,
+            endpoint: Endpoint::from_checked(Bytes::new(), 0),
+            p256dh: [0; 65],
+            auth: [0; 16],
+            encoding: Encoding::Aes128gcm,
+            key: None,
+            expiration: None,
+            reference: None,
+            attributes: None,
+            registered: Some(registered),
+        }
+    }
+
+    /// Its subscription's id.
+    pub fn subscription_id(&self) -> SubscriptionId {
+        match self.registered {
+            Some(Registered { id, .. }) if id != SubscriptionId::UNKNOWN => id,
+            _ => SubscriptionId::of(self.endpoint.as_str()),
+        }
+    }
+
+    /// Whether the registry must still be asked for the rest.
+    pub fn is_unread(&self) -> bool {
+        self.endpoint.bytes().is_empty()
+    }
+}
+
+/// Where the registry keeps a subscription: its service, and its number in it, which only grows and survives a change of endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriptionKey {
+    pub service: Service,
+    pub serial: u64,
+}
+
+/// A recipient that the registry keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    pub key: SubscriptionKey,
+    /// The id it had when the message was taken; [`SubscriptionId::UNKNOWN`] while the endpoint stands beside it.
+    pub id: SubscriptionId,
+    /// The account the message is addressed to, if it is: another account's browser does not get it.
+    pub account: Option<AccountHash>,
+}
+
+/// First 8 bytes of a hash of an app and an account's name: how rows and sets name an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountHash(pub [u8; 8]);
 
 impl fmt::Debug for Recipient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -305,9 +396,17 @@ pub struct Message {
     pub topic: Option<Arc<str>>,
     pub label: Option<Arc<str>>,
     pub reference: Option<Arc<str>>,
+    /// Only browsers that accept it get the message.
+    pub scope: Option<Name>,
+    /// Waits while its account is online.
+    pub when_offline: bool,
     pub content_type: ContentType,
-    /// Plaintext, at most 3,993 bytes (RFC 8291 section 4).
+    /// Plaintext, at most 3,993 bytes (RFC 8291 section 4), also when it has been filled in.
     pub body: Bytes,
+    /// Placeholders in the body are filled from the recipient's attributes.
+    pub template: bool,
+    /// Where in the body each recipient's receipt is put.
+    pub receipt_at: Option<u16>,
 }
 
 /// A row of recipients that are read, sent and settled together, and share one array of outcome bytes.
@@ -317,13 +416,15 @@ pub enum BatchId {
     Commit { commit: u64, lane: Lane, piece: u16 },
     /// A chunk of a list: `commit` and `place` name the message.
     Chunk { commit: u64, place: u16, lane: Lane, chunk: u32 },
+    /// A stretch of a campaign's walk: `commit` and `place` name the message, `first` is the stretch's first serial.
+    Stretch { commit: u64, place: u16, lane: Lane, first: u64 },
 }
 
 impl BatchId {
     /// The lane that its recipients wait in.
     pub fn lane(&self) -> Lane {
         match self {
-            BatchId::Commit { lane, .. } | BatchId::Chunk { lane, .. } => *lane,
+            BatchId::Commit { lane, .. } | BatchId::Chunk { lane, .. } | BatchId::Stretch { lane, .. } => *lane,
         }
     }
 }
@@ -349,6 +450,12 @@ pub struct Delivery {
     pub shrink: bool,
     /// Set if it was loaded from a row of its own: that row's time.
     pub due: Option<UnixMillis>,
+    /// The account its browser belongs to, as the registry says: told in its events.
+    pub account: Option<Account>,
+    /// The registry says that it must not be sent: the reason.
+    pub lost: Option<&'static str>,
+    /// The registry does not know yet that this endpoint works.
+    pub unproven: bool,
 }
 
 /// A delivery that is ready for the wire. What is not sealed cannot be posted.

@@ -68,6 +68,9 @@ fn describe() {
     describe_gauge!("fanfare_gate", "1: the gate (low_space, full, max_pending, draining, checkpoint_late) is closed.");
     describe_gauge!("fanfare_rocksdb", "RocksDB's own properties, by property, summed over column families.");
     describe_gauge!("fanfare_memory_bytes", "Memory by part: resident, block_cache, memtables, fresh.");
+    describe_gauge!("fanfare_subscriptions", "Subscriptions that can be reached, by app.");
+    describe_gauge!("fanfare_accounts_present", "Accounts that are online, or were within presence.grace.");
+    describe_gauge!("fanfare_open_lists", "Lists, streams and campaigns that have not ended.");
     describe_gauge!("fanfare_batches", "Rows whose outcome bytes are in memory.");
     describe_gauge!("fanfare_event_log_age_seconds", "Age of the oldest event that is kept.");
     describe_counter!("fanfare_corrupt_rows_total", "Rows that would not decode and were set aside: look at the disk.");

@@ -19,6 +19,8 @@ pub mod limits;
 #[path = "../../src/message.rs"]
 pub mod message;
 
+#[path = "../../src/template.rs"]
+pub mod template;
 
 #[path = "../../src/ingest"]
 pub mod ingest {
@@ -52,7 +54,7 @@ pub fn endpoint_policy(policy: Policy) -> EndpointPolicy {
     )
 }
 
-/// A socket with two apps.
+/// A socket with two apps, of which one lists its scopes.
 pub fn rules() -> Rules {
     let messages = Messages {
         ttl_default: 2_419_200,
@@ -63,5 +65,6 @@ pub fn rules() -> Rules {
         max_pending: 20_000_000,
     };
     let apps = BTreeMap::from([(Arc::from("default"), Vec::new()), (Arc::from("shop"), Vec::new())]);
-    Rules::new(apps, Arc::new(endpoint_policy(Policy::Public)), messages)
+    let scopes = BTreeMap::from([(Arc::from("shop"), [Arc::from("news")].into())]);
+    Rules::new(apps, Arc::new(endpoint_policy(Policy::Public)), messages).with_scopes(scopes)
 }

@@ -37,8 +37,12 @@ pub(super) fn sealed(origin: &str, path: &str, index: usize) -> Sealed {
         topic: None,
         label: None,
         reference: None,
+        scope: None,
+        when_offline: false,
         content_type: ContentType::Opaque,
         body: Bytes::new(),
+        template: false,
+        receipt_at: None,
     };
     let recipient = Recipient {
         service: Service::FCM,
@@ -49,6 +53,8 @@ pub(super) fn sealed(origin: &str, path: &str, index: usize) -> Sealed {
         key: None,
         expiration: None,
         reference: None,
+        attributes: None,
+        registered: None,
     };
     let batch = BatchId::Commit { commit: 1, lane: Lane { service: Service::FCM, urgency }, piece: 0 };
     let delivery = Delivery {
@@ -59,6 +65,9 @@ pub(super) fn sealed(origin: &str, path: &str, index: usize) -> Sealed {
         tried_keys: 0,
         shrink: false,
         due: None,
+        account: None,
+        lost: None,
+        unproven: false,
     };
     Sealed {
         delivery: Box::new(delivery),

@@ -4,6 +4,7 @@
 //! What is claimed leaves a worker in exactly one way: posted, or settled (ended, held back, waiting by itself, or given back).
 
 pub mod batch;
+pub mod fill;
 pub mod key;
 pub mod payload;
 pub mod vapid;
@@ -17,15 +18,17 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
 use crate::deliver::Pool;
+use crate::encrypt::fill::Filler;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
 use crate::encrypt::vapid::{Authorization, Tokens};
 use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMillis};
 use crate::metrics;
 use crate::outcome::verdict::reason;
+use crate::receipt::Receipts;
 use crate::schedule::origins::{Admit, Table};
 use crate::schedule::{Run, Source};
 use crate::store::key::DueKey;
-use crate::store::live::{Batch, List};
+use crate::store::live::{self, Batch, Holder, List, ListKey};
 use crate::store::load::DueClaim;
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{ReadError, Store, family, record};
@@ -46,6 +49,7 @@ pub struct Shared {
     pub normal: Receiver<Run>,
     /// `encrypt.padding`.
     pub padding: usize,
+    pub receipts: Receipts,
     pub stop: Arc<AtomicBool>,
 }
 
@@ -53,6 +57,7 @@ pub struct Shared {
 pub struct Worker {
     shared: Arc<Shared>,
     sealer: Sealer,
+    filler: Filler,
     bodies: Vec<Result<Body, SealError>>,
     /// Called at each turn, also while nothing may be sent: a full disk is no reason for the watchdog to bite.
     progress: Box<dyn Fn() + Send>,
@@ -61,7 +66,7 @@ pub struct Worker {
 impl Worker {
     /// A worker with its own sealer.
     pub fn new(shared: Arc<Shared>, sealer: Sealer, progress: impl Fn() + Send + 'static) -> Worker {
-        Worker { shared, sealer, bodies: Vec::with_capacity(SLICE), progress: Box::new(progress) }
+        Worker { shared, sealer, filler: Filler::default(), bodies: Vec::with_capacity(SLICE), progress: Box::new(progress) }
     }
 
     /// Works until `stop` is set.
@@ -98,6 +103,10 @@ impl Worker {
         shared.origins.unsent(service, run.origin.as_ref(), absent);
         if loaded.back {
             shared.settle_unread(&run);
+        }
+        if let Some((batch, list, places)) = loaded.absent {
+            // As above.
+            let _ended = shared.settles.send(Settle::Absent { batch, list, places });
         }
         if !loaded.stale.is_empty() {
             // The writer ends after the workers.
@@ -145,17 +154,20 @@ impl Worker {
     fn seal(&mut self, slice: &mut Vec<Ready>, run: &Run, settled: &mut Vec<Settled>) {
         let started = Instant::now();
         let shared = &self.shared;
+        self.filler.fill(slice.iter().map(|ready| &*ready.delivery), &shared.receipts);
         let plains: Vec<Plain<'_>> = slice
             .iter()
-            .map(|Ready { delivery, .. }| {
+            .enumerate()
+            .map(|(n, Ready { delivery, .. })| {
                 let (message, recipient) = (&delivery.message, &delivery.recipient);
+                let payload = self.filler.payload(n, message);
                 let padding = if delivery.shrink { 0 } else { shared.padding };
                 Plain {
                     p256dh: &recipient.p256dh,
                     auth: &recipient.auth,
                     encoding: recipient.encoding,
-                    payload: &message.body,
-                    pad_to: padded_len(message.body.len(), padding, mobile_limited(recipient.service)),
+                    payload,
+                    pad_to: padded_len(payload.len(), padding, mobile_limited(recipient.service)),
                 }
             })
             .collect();
@@ -197,16 +209,31 @@ impl Shared {
         if rules.cancels(message.id, &message.app, message.label.as_ref()) {
             return out(delivery, end(Ending::Cancelled, "cancelled"));
         }
+        if rules.erases(message.id, &delivery.recipient) {
+            return out(delivery, end(Ending::Cancelled, "erased"));
+        }
+        if let Some(reason) = delivery.lost {
+            return out(delivery, end(Ending::Skipped, reason));
+        }
+        // With `when: offline` it waits while its account is online.
+        let present = delivery
+            .recipient
+            .registered
+            .and_then(|registered| registered.account)
+            .filter(|who| message.when_offline && live::lock(&self.store.presence).holds_back(*who, now));
         // RFC 8030 counts TTL in whole seconds: with less than one left there is nothing to send.
         let too_late = if message.ttl_zero { message.expires <= now } else { message.expires.since(now) < 1_000 };
         if too_late {
+            if present.is_some() {
+                return out(delivery, end(Ending::Skipped, "present"));
+            }
             let why = if message.ttl_zero { "ttl_zero_patience" } else { reason::DEADLINE };
             return out(delivery, end(Ending::Expired, why));
         }
         if delivery.recipient.expiration.is_some_and(|expiration| expiration <= now) {
             return out(delivery, end(Ending::Gone, "expiration_time"));
         }
-        if let Some(holder) = rules.holder(message) {
+        if let Some(holder) = rules.holder(message).or(present.map(Holder::Account)) {
             return out(delivery, Settlement::Hold(holder));
         }
         drop(rules);
@@ -304,6 +331,7 @@ impl Shared {
 pub(crate) fn unread(run: &Run) -> Option<Settle> {
     Some(match &run.source {
         Source::Row(key) => Settle::Unread { batch: key.batch(), count: key.count, due: None },
+        Source::Stretch(batch, ..) => Settle::Unread { batch: *batch, count: 0, due: None },
         Source::Chunk(key, list) => Settle::Unread { batch: key.batch(list.message.urgency), count: key.count, due: None },
         Source::Due(keys) => {
             let first = keys.first()?;
@@ -329,6 +357,8 @@ pub(crate) struct Loaded {
     pub(crate) stale: Vec<DueKey>,
     /// Something could not be read, or not be claimed, just now: its lane reads it again.
     pub(crate) back: bool,
+    /// Places of a stretch where nobody is whom its campaign concerns.
+    pub(crate) absent: Option<(Arc<Batch>, ListKey, Vec<u16>)>,
 }
 
 /// Claims and reads the deliveries of a run.
@@ -344,6 +374,10 @@ pub(crate) fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
             let claimed = batch.claim(run.from, run.most);
             deliveries = store.work_row_deliveries(key, &claimed, &row);
             release_missing(&batch, None, &claimed, &deliveries);
+            if resolve(store, &mut deliveries).is_err() {
+                claimed.iter().for_each(|index| batch.release(*index));
+                return Err(ReadError);
+            }
         }
         Source::Chunk(key, list) => {
             let id = key.batch(list.message.urgency);
@@ -357,6 +391,25 @@ pub(crate) fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
                 store.corrupt(family::LIST);
             }
             release_missing(&batch, Some(list), &claimed, &deliveries);
+            if resolve(store, &mut deliveries).is_err() {
+                let held: Vec<u16> = deliveries.iter().map(|delivery| delivery.id.index).collect();
+                list.release(&batch, &held);
+                return Err(ReadError);
+            }
+        }
+        Source::Stretch(id, shape, list) => {
+            let batch = store.stretch(*id, shape)?;
+            // Paused since it was handed out, as above.
+            let Some(claimed) = list.claim_stretch(&batch, run.from, run.most) else {
+                return Ok(Loaded { back: true, ..Loaded::default() });
+            };
+            let Ok((deliveries, absent)) = store.judge(&batch, list, &claimed) else {
+                claimed.iter().for_each(|place| batch.release(*place));
+                return Err(ReadError);
+            };
+            list.judged(deliveries.len());
+            let absent = (!absent.is_empty()).then(|| (batch, ListKey::of(list.message.id), absent));
+            return Ok(Loaded { deliveries, absent, ..Loaded::default() });
         }
         Source::Due(keys) => {
             let mut stale = Vec::new();
@@ -365,13 +418,18 @@ pub(crate) fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
                     Ok(DueClaim::Claimed(delivery)) => deliveries.push(delivery),
                     Ok(DueClaim::Stale) => stale.push(*key),
                     Ok(DueClaim::Elsewhere) => {}
-                    Err(ReadError) => return Ok(Loaded { deliveries, stale, back: true }),
+                    Err(ReadError) => return Ok(Loaded { deliveries, stale, back: true, absent: None }),
                 }
             }
-            return Ok(Loaded { deliveries, stale, back: false });
+            return Ok(Loaded { deliveries, stale, back: false, absent: None });
         }
     }
     Ok(Loaded { deliveries, ..Loaded::default() })
+}
+
+/// Reads those that the registry keeps.
+fn resolve(store: &Store, deliveries: &mut [Box<Delivery>]) -> Result<(), ReadError> {
+    deliveries.iter_mut().try_for_each(|delivery| store.resolve(delivery))
 }
 
 /// What was claimed but would not decode is given back: it is counted and told, and never sent.

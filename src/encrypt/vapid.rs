@@ -151,6 +151,11 @@ impl Tokens {
         Some(self.apps.load().get(app)?.first()?.public.clone())
     }
 
+    /// A public key of the app's as base64url; None if it is not the app's, or not any more.
+    pub fn public_key_of(&self, app: &str, key: KeyId) -> Option<Arc<str>> {
+        self.apps.load().get(app)?.iter().find(|signer| signer.key.id() == key).map(|signer| signer.public.clone())
+    }
+
     /// The authorization of a request to `origin`, by the app's key number `key`; None if there is no such app or key. Cheap,
     /// unless there is no usable token: then it is signed here, which takes some 70 us and a lock.
     pub fn authorization(

@@ -10,15 +10,18 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::ingest::registry::{ListError, Listing, bad_cursor, write_account, write_list, write_results, write_subscription};
 use crate::ingest::reply::{begin_ok, end, member, member_text, member_time, write_problem, write_rejected};
-use crate::ingest::request::{After, By, Code, EventType, Events, Problem, Rejected, Request, RequestId};
+use crate::ingest::request::{After, By, Code, EventType, Events, Problem, Rejected, Request, RequestId, State, Whose};
 use crate::ingest::{Door, Socket, stopped, stopping, subscription_name};
-use crate::message::{Ending, MessageId, UnixMillis};
+use crate::message::{Ending, MessageId, SubscriptionId, UnixMillis};
 use crate::metrics;
+use crate::store::backup::{self, BackupError};
 use crate::store::commit::Done;
+use crate::store::erase::Swept;
 use crate::store::read::{Status, StoredEvent};
 use crate::store::record::Counts;
-use crate::store::{ReadError, Store};
+use crate::store::{ReadError, Store, WriteError, watch};
 
 /// A client that takes nothing for so long is cut off.
 const STUCK: Duration = Duration::from_secs(30);
@@ -38,17 +41,68 @@ pub enum Item {
 
 /// What an answer repeats of its request.
 pub enum Told {
-    Send { id: RequestId, rejected: Vec<Rejected> },
-    Add { id: RequestId, message_id: MessageId, rejected: Vec<Rejected> },
-    Plain { id: RequestId },
-    Ping { id: RequestId },
+    Send {
+        id: RequestId,
+        rejected: Vec<Rejected>,
+    },
+    Add {
+        id: RequestId,
+        message_id: MessageId,
+        rejected: Vec<Rejected>,
+    },
+    Plain {
+        id: RequestId,
+    },
+    Ping {
+        id: RequestId,
+    },
+    Subscribe {
+        id: RequestId,
+    },
+    Update {
+        id: RequestId,
+        subscription: SubscriptionId,
+    },
+    Remove {
+        id: RequestId,
+    },
+    Account {
+        id: RequestId,
+        who: Whose,
+    },
+    Presence {
+        id: RequestId,
+    },
+    MarkRead {
+        id: RequestId,
+    },
+    /// With who tells the results, and how long they are waited for.
+    Test {
+        id: RequestId,
+        watched: Option<(mpsc::UnboundedReceiver<watch::Result>, Duration)>,
+    },
+    Erase {
+        id: RequestId,
+        swept: oneshot::Receiver<Swept>,
+    },
 }
 
 impl Told {
     /// The request's id.
     pub fn id(&self) -> &RequestId {
         match self {
-            Told::Send { id, .. } | Told::Add { id, .. } | Told::Plain { id } | Told::Ping { id } => id,
+            Told::Send { id, .. }
+            | Told::Add { id, .. }
+            | Told::Plain { id }
+            | Told::Ping { id }
+            | Told::Subscribe { id }
+            | Told::Update { id, .. }
+            | Told::Remove { id }
+            | Told::Account { id, .. }
+            | Told::Presence { id }
+            | Told::MarkRead { id }
+            | Told::Test { id, .. }
+            | Told::Erase { id, .. } => id,
         }
     }
 }
@@ -119,9 +173,30 @@ impl Answerer {
                 places.extend(held);
                 let answers = answers.await.unwrap_or_else(|_| told.iter().map(|_| stopped()).collect());
                 let mut taken = 0;
-                for (told, done) in told.iter().zip(answers) {
+                for (told, done) in told.into_iter().zip(answers) {
                     taken += u64::from(!matches!(done, Done::Failed { .. }));
-                    self.write_done(told, done, out);
+                    match (told, done) {
+                        (Told::Update { id, subscription }, Done::Updated) => {
+                            self.read(id, Request::Subscription { subscription, reveal: false }, out).await?;
+                        }
+                        (Told::Account { id, who }, Done::Updated) => {
+                            self.read(id, Request::Account { who, enabled: None }, out).await?;
+                        }
+                        (Told::Test { id, watched: Some(watched) }, done @ Done::Taken { .. }) => {
+                            self.flush(out, &mut Vec::new()).await?;
+                            self.test(id, watched, done, out).await;
+                        }
+                        (Told::Erase { id, swept }, Done::Erased { removed }) => {
+                            self.flush(out, &mut Vec::new()).await?;
+                            let Swept { cancelled, blanked } = swept.await.unwrap_or_default();
+                            begin_ok(out, &id);
+                            member(out, "removed", removed);
+                            member(out, "cancelled", cancelled);
+                            member(out, "blanked", blanked);
+                            end(out);
+                        }
+                        (told, done) => self.write_done(&told, done, out),
+                    }
                 }
                 if taken > 0 {
                     metrics::acked(taken, began.elapsed());
@@ -132,20 +207,52 @@ impl Answerer {
                 if let Request::Events(events) = request {
                     return self.events(id, events, out).await;
                 }
-                let (door, socket) = (self.door.clone(), self.socket.clone());
-                let read = tokio::task::spawn_blocking(move || {
-                    let mut line = Vec::new();
-                    let told = read_request(&door, &socket, &id, request, &mut line);
-                    (id, told, line)
-                });
-                let Ok((id, told, line)) = read.await else { return Err(Gone) };
-                match told {
-                    Ok(()) => out.extend_from_slice(&line),
-                    Err(refusal) => refusal.write(&id, out),
-                }
+                self.read(id, request, out).await?;
             }
         }
         Ok(())
+    }
+
+    async fn read(&mut self, id: RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Gone> {
+        let (door, socket) = (self.door.clone(), self.socket.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut line = Vec::new();
+            let told = read_request(&door, &socket, &id, request, &mut line);
+            (id, told, line)
+        });
+        let Ok((id, told, line)) = read.await else { return Err(Gone) };
+        match told {
+            Ok(()) => out.extend_from_slice(&line),
+            Err(refusal) => refusal.write(&id, out),
+        }
+        Ok(())
+    }
+
+    /// Waits until every recipient of a `test` has ended, or the time is over.
+    async fn test(
+        &self,
+        id: RequestId,
+        watched: (mpsc::UnboundedReceiver<watch::Result>, Duration),
+        done: Done,
+        out: &mut Vec<u8>,
+    ) {
+        let Done::Taken { message_id, recipients, rejected, .. } = done else { return };
+        let (mut heard, wait) = watched;
+        let mut results = Vec::new();
+        let all = async {
+            while (results.len() as u64) < recipients
+                && let Some(result) = heard.recv().await
+            {
+                results.push(result);
+            }
+        };
+        // What has not ended by then is told as pending.
+        let _in_time = timeout(wait, all).await;
+        begin_ok(out, &id);
+        member_text(out, "message_id", &message_id.to_string());
+        write_results(&results, recipients - results.len() as u64, out);
+        write_rejected(out, &rejected, out.len() + self.door.line_limit / 2);
+        end(out);
     }
 
     fn write_done(&self, told: &Told, done: Done, out: &mut Vec<u8>) {
@@ -155,7 +262,42 @@ impl Answerer {
                 let position = position.as_deref().map(|position| ("position", position));
                 write_problem(out, told.id(), &problem, retry_after, position.as_slice());
             }
-            (Told::Send { id, rejected }, Done::Taken { message_id, state, expires, recipients, duplicate, position }) => {
+            (Told::Test { id, .. }, Done::Taken { message_id, rejected, .. }) => {
+                begin_ok(out, id);
+                member_text(out, "message_id", &message_id.to_string());
+                write_rejected(out, &rejected, out.len() + self.door.line_limit / 2);
+                end(out);
+            }
+            (Told::Subscribe { id }, Done::Subscribed { id: subscription, created }) => {
+                begin_ok(out, id);
+                member_text(out, "subscription_id", &subscription_name(&subscription));
+                member(out, "created", created);
+                end(out);
+            }
+            (Told::Remove { id }, Done::Removed(removed)) => {
+                begin_ok(out, id);
+                member(out, "removed", removed);
+                end(out);
+            }
+            (Told::Presence { id }, Done::Presence { online, until }) => {
+                begin_ok(out, id);
+                member_text(out, "state", if online { "online" } else { "offline" });
+                match until {
+                    Some(until) => member_time(out, "until", until),
+                    None => member(out, "until", "null"),
+                }
+                member(out, "durable", false);
+                end(out);
+            }
+            (Told::MarkRead { id }, Done::Withdrawn(withdrawn)) => {
+                begin_ok(out, id);
+                member(out, "withdrawn", withdrawn);
+                end(out);
+            }
+            (
+                Told::Send { id, rejected },
+                Done::Taken { message_id, state, expires, recipients, duplicate, position, rejected: unsent },
+            ) => {
                 begin_ok(out, id);
                 member_text(out, "message_id", &message_id.to_string());
                 member_text(out, "state", state.as_str());
@@ -167,6 +309,7 @@ impl Answerer {
                 if let Some(position) = position {
                     member(out, "position", position);
                 }
+                let rejected = if unsent.is_empty() { rejected } else { &unsent };
                 write_rejected(out, rejected, out.len() + self.door.line_limit / 2);
                 end(out);
             }
@@ -390,6 +533,15 @@ impl Refusal {
         Refusal { problem, retry_after: None, extra: Vec::new() }
     }
 
+    fn no_subscription() -> Refusal {
+        let problem = Problem {
+            code: Code::NotFound,
+            field: Some("subscription_id".to_owned()),
+            message: "no such subscription".to_owned(),
+        };
+        Refusal { problem, retry_after: None, extra: Vec::new() }
+    }
+
     fn write(&self, id: &RequestId, out: &mut Vec<u8>) {
         metrics::rejected(self.problem.code);
         let extra: Vec<(&str, &str)> = self.extra.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -501,6 +653,49 @@ fn read_request(door: &Door, socket: &Socket, id: &RequestId, request: Request, 
             member_text(out, "public_key", &key);
             end(out);
         }
+        Request::Subscription { subscription, reveal } => {
+            let known = store.subscription(subscription, &apps)?.ok_or_else(Refusal::no_subscription)?;
+            write_subscription(store, id, &known, reveal.then_some(&*door.tokens), out);
+        }
+        Request::Account { who, .. } => write_account(store, id, &who, &apps, now, out)?,
+        Request::ListSubscriptions { of, app, limit, after, reveal } => {
+            let listing = Listing {
+                of: &of,
+                app: app.as_deref(),
+                limit: limit as usize,
+                after: after.as_deref(),
+                reveal: reveal.then_some(&*door.tokens),
+            };
+            write_list(store, id, &listing, &apps, out).map_err(|error| match error {
+                ListError::Cursor => Refusal { problem: bad_cursor(), retry_after: None, extra: Vec::new() },
+                ListError::Read => Refusal::from(ReadError),
+            })?;
+        }
+        Request::Count { segment, scope, app } => {
+            let named = app.map(|app| vec![app]);
+            let count = store.count(named.as_deref().unwrap_or(&apps), segment.as_ref(), scope.as_ref())?;
+            begin_ok(out, id);
+            member(out, "count", count);
+            end(out);
+        }
+        Request::Backup { name } => {
+            let name = name.unwrap_or_else(|| backup::name_at(now));
+            let made = store.backup(&name).map_err(|error| {
+                let (code, field, retry_after) = match error {
+                    BackupError::Name => (Code::InvalidField, Some("name"), None),
+                    BackupError::Exists => (Code::Conflict, Some("name"), None),
+                    BackupError::Store(WriteError::Full(_)) => (Code::ReadOnly, None, Some(5.0)),
+                    BackupError::Store(_) | BackupError::Directory { .. } => (Code::Internal, None, Some(5.0)),
+                };
+                let problem = Problem { code, field: field.map(str::to_owned), message: error.to_string() };
+                Refusal { problem, retry_after, extra: Vec::new() }
+            })?;
+            begin_ok(out, id);
+            member_text(out, "name", &made.name);
+            member_text(out, "path", &made.path.display().to_string());
+            member(out, "bytes", made.bytes);
+            end(out);
+        }
         // These are written, or answered elsewhere.
         Request::Send(_)
         | Request::Add(_)
@@ -510,6 +705,14 @@ fn read_request(door: &Door, socket: &Socket, id: &RequestId, request: Request, 
         | Request::Resume { .. }
         | Request::Events(_)
         | Request::Ping
+        | Request::Subscribe(_)
+        | Request::UpdateSubscription(_)
+        | Request::Unsubscribe { .. }
+        | Request::Presence { .. }
+        | Request::MarkRead { .. }
+        | Request::Test(_)
+        | Request::Feedback { .. }
+        | Request::Erase(_)
         | Request::Drain { .. } => unreachable!("prepare() sends only what reads here"),
     }
     Ok(())
@@ -543,12 +746,10 @@ fn write_status(status: &Status, now: UnixMillis, out: &mut Vec<u8>) {
     member(out, "pending", counts.pending());
     write_counts(counts, out);
     member(out, "in_flight", status.in_flight);
-    for name in ["shown", "clicked", "dismissed"] {
-        member(out, name, 0);
+    for (name, count) in ["shown", "clicked", "dismissed"].into_iter().zip(status.feedback) {
+        member(out, name, count);
     }
-    let ended = counts.recipients - counts.pending();
-    let walked = if counts.recipients == 0 { f64::from(u8::from(!status.open)) } else { ended as f64 / counts.recipients as f64 };
-    member(out, "walked", walked);
+    member(out, "walked", walked(status));
     match status.rate {
         Some(rate) => member(out, "rate", rate),
         None => member(out, "rate", "null"),
@@ -559,15 +760,26 @@ fn write_status(status: &Status, now: UnixMillis, out: &mut Vec<u8>) {
     }
 }
 
+/// How much of a message has been gone through: of a campaign the subscriptions that it has passed, of others what has ended.
+fn walked(status: &Status) -> f64 {
+    let counts = &status.counts;
+    let ended = counts.recipients - counts.pending();
+    match status.walked {
+        Some(walked) => walked,
+        None if counts.recipients == 0 => f64::from(u8::from(!status.open)),
+        None => ended as f64 / counts.recipients as f64,
+    }
+}
+
 /// When the last delivery will have been tried, if it goes on as it did since the start; None where nothing can be said.
 fn eta(status: &Status, now: UnixMillis) -> Option<UnixMillis> {
-    let pending = status.counts.pending();
-    let ended = status.counts.recipients - pending;
+    let walked = walked(status);
     let began = status.at.max(status.id.created());
     let elapsed = now.since(began);
-    if pending == 0 || ended == 0 || elapsed == 0 {
+    let over = matches!(status.state, State::Done | State::Cancelled);
+    if over || status.counts.pending() == 0 && !status.open || walked <= 0.0 || elapsed == 0 {
         return None;
     }
-    let left = elapsed as f64 / ended as f64 * pending as f64;
+    let left = elapsed as f64 / walked * (1.0 - walked);
     Some(now.plus(left as u64).min(status.expires))
 }

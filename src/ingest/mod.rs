@@ -8,6 +8,7 @@ pub mod answer;
 pub mod json;
 pub mod keys;
 pub mod line;
+mod registry;
 pub mod reply;
 pub mod request;
 
@@ -28,11 +29,13 @@ use crate::clock;
 use crate::encrypt::vapid::Tokens;
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
-use crate::ingest::request::{Add, Code, Problem, Request, RequestId, To};
+use crate::ingest::request::{Add, Code, Devices, Payload, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
+use crate::message::Urgency;
 use crate::metrics;
+use crate::receipt::Receipts;
 use crate::store::Store;
-use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send};
+use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
 use crate::store::live::ListKey;
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
@@ -63,6 +66,7 @@ pub struct Door {
     pub line_limit: usize,
     pub connections: usize,
     pub ttl0_patience: Duration,
+    pub receipts: Receipts,
     /// The array that `origins` answers, as JSON.
     pub origins: Box<dyn Fn() -> String + Send + Sync>,
     /// Open connections.
@@ -283,19 +287,15 @@ impl Reader {
 
     fn prepare(&self, request: Request, id: &RequestId, now: crate::message::UnixMillis) -> Prepared {
         let apps = || self.socket.apps();
-        let preparing = |app: &str| Preparing {
-            now,
-            ttl0_patience: self.door.ttl0_patience,
-            first_key: self.door.tokens.keys(app).first().copied().unwrap_or(crate::message::KeyId([0; 8])),
-            services: &self.door.store.services,
-        };
+        let preparing = |app: &str| self.preparing(app, now);
         let id = id.clone();
         match request {
-            Request::Send(mut send) => {
-                let rejected = match &mut send.to {
+            Request::Send(send) => {
+                let rejected = match &send.to {
                     // Only their number is stored.
                     To::Subscriptions(subscriptions) => subscriptions.rejected.clone(),
-                    To::Stream => Vec::new(),
+                    // What of these cannot be sent to, the writer says.
+                    To::Stream | To::Ids(_) | To::Accounts { .. } | To::Segment(_) => Vec::new(),
                 };
                 let app = send.app.clone();
                 Prepared::Write(Op::Send(Box::new(prepare_send(*send, &preparing(&app)))), Told::Send { id, rejected })
@@ -306,10 +306,7 @@ impl Reader {
                 let rejected = add.subscriptions.rejected.clone();
                 let told = Told::Add { id, message_id, rejected };
                 let op = match list {
-                    Some(list) => {
-                        let app = &list.message.app;
-                        prepare_add(add, app, list.message.topic.as_deref(), apps(), &preparing(app))
-                    }
+                    Some(list) => prepare_add(add, &list.message, apps(), &preparing(&list.message.app)),
                     // The writer says what is wrong with it.
                     None => Op::Add { message_id, chunks: Vec::new(), rejected: 0, step: Add::step(add), apps: apps() },
                 };
@@ -322,11 +319,77 @@ impl Reader {
             Request::Pause(target) => Prepared::Write(Op::Pause { target, apps: apps() }, Told::Plain { id }),
             Request::Resume { target, rate } => Prepared::Write(Op::Resume { target, rate, apps: apps() }, Told::Plain { id }),
             Request::Drain { on } if self.socket.operator => Prepared::Write(Op::Drain { on }, Told::Plain { id }),
-            Request::Drain { .. } => {
-                Prepared::Refused(problem(Code::NotAllowed, Some("op"), "drain is for the operator's socket"))
+            Request::Drain { .. } | Request::Backup { .. } if !self.socket.operator => {
+                Prepared::Refused(problem(Code::NotAllowed, Some("op"), "this is for the operator's socket"))
             }
             Request::Ping => Prepared::Write(Op::Pass, Told::Ping { id }),
+            registry => self.prepare_registry(registry, id, now),
+        }
+    }
+
+    /// The operations of the registry that write; what is left reads.
+    fn prepare_registry(&self, request: Request, id: RequestId, now: crate::message::UnixMillis) -> Prepared {
+        let apps = || self.socket.apps();
+        match request {
+            Request::Subscribe(mut subscribe) => {
+                let app = subscribe.app.clone();
+                let subscription = subscribe.subscription.subscription_id();
+                let own = |payload| own_message(app.clone(), To::Ids(vec![subscription]), payload);
+                let confirm = subscribe.confirm.take().map(own);
+                let op = prepare_subscribe(*subscribe, confirm, &self.preparing(&app, now));
+                Prepared::Write(op, Told::Subscribe { id })
+            }
+            Request::UpdateSubscription(update) => {
+                let told = Told::Update { id, subscription: update.subscription };
+                Prepared::Write(Op::Update { update, apps: apps() }, told)
+            }
+            Request::Unsubscribe { subscription } => {
+                Prepared::Write(Op::Unsubscribe { subscription, apps: apps() }, Told::Remove { id })
+            }
+            Request::Account { who, enabled: Some(enabled) } => {
+                Prepared::Write(Op::Switch { who: who.clone(), enabled, apps: apps() }, Told::Account { id, who })
+            }
+            Request::Presence { who, online, lease, session } => {
+                Prepared::Write(Op::Presence { who, online, lease, session, apps: apps() }, Told::Presence { id })
+            }
+            Request::MarkRead { who, what } => Prepared::Write(Op::MarkRead { who, what, apps: apps() }, Told::MarkRead { id }),
+            Request::Feedback { receipt, kind } => match self.door.receipts.open(&receipt) {
+                Some((message, subscription)) => {
+                    Prepared::Write(Op::Feedback { id: message, subscription, kind, apps: apps() }, Told::Plain { id })
+                }
+                None => {
+                    Prepared::Refused(problem(Code::InvalidField, Some("receipt"), "is no receipt of this daemon, or too old"))
+                }
+            },
+            Request::Test(test) => {
+                let Test { app, to, payload, wait } = *test;
+                let to = match to {
+                    TestTo::Ids(ids) => To::Ids(ids),
+                    TestTo::Account(account) => To::Accounts { accounts: vec![account], devices: Devices::All },
+                };
+                let send = NewSend { urgency: Urgency::High, ttl: TEST_TTL, ..own_message(app.clone(), to, payload) };
+                let mut new = prepare_send(send, &self.preparing(&app, now));
+                let watched = wait.map(|seconds| {
+                    let (results, heard) = mpsc::unbounded_channel();
+                    new.watch = Some(results);
+                    (heard, Duration::from_secs_f64(seconds))
+                });
+                Prepared::Write(Op::Send(Box::new(new)), Told::Test { id, watched })
+            }
+            Request::Erase(erase) => {
+                let (reply, swept) = oneshot::channel();
+                Prepared::Write(Op::Erase { erase, apps: apps(), reply }, Told::Erase { id, swept })
+            }
             read => Prepared::Read(read),
+        }
+    }
+
+    fn preparing(&self, app: &str, now: crate::message::UnixMillis) -> Preparing<'_> {
+        Preparing {
+            now,
+            ttl0_patience: self.door.ttl0_patience,
+            first_key: self.door.tokens.keys(app).first().copied().unwrap_or(crate::message::KeyId([0; 8])),
+            services: &self.door.store.services,
         }
     }
 
@@ -383,6 +446,32 @@ impl Reader {
         places.extend(self.share.lines.clone().acquire_many_owned(lines).await);
         places.extend(self.share.bytes.clone().acquire_many_owned(bytes).await);
         places
+    }
+}
+
+/// Seconds that a `test` is worth delivering.
+const TEST_TTL: u32 = 300;
+
+/// A message that the application did not ask for as such: what `confirm` and `test` send.
+fn own_message(app: Arc<str>, to: To, payload: Payload) -> NewSend {
+    NewSend {
+        app,
+        to,
+        payload,
+        ttl: 24 * 60 * 60,
+        urgency: Urgency::Normal,
+        topic: None,
+        idempotency_key: None,
+        fingerprint: [0; 16],
+        at: None,
+        paused: false,
+        label: None,
+        reference: None,
+        rate: None,
+        spread: None,
+        scope: None,
+        when_offline: false,
+        fallback: None,
     }
 }
 

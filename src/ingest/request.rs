@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::message::{ContentType, Ending, MessageId, Recipient, SubscriptionId, UnixMillis, Urgency};
+use crate::message::{
+    Account, Attributes, ContentType, Ending, MessageId, Name, Recipient, Segment, SubscriptionId, UnixMillis, Urgency,
+};
 
 /// The `id` member as it was written, any JSON scalar; the reply repeats it.
 pub type RequestId = Option<Box<str>>;
@@ -48,6 +50,160 @@ pub enum Request {
     Drain {
         on: bool,
     },
+    Subscribe(Box<Subscribe>),
+    UpdateSubscription(Box<Update>),
+    Unsubscribe {
+        subscription: SubscriptionId,
+    },
+    Subscription {
+        subscription: SubscriptionId,
+        reveal: bool,
+    },
+    /// With `enabled` it is a write.
+    Account {
+        who: Whose,
+        enabled: Option<bool>,
+    },
+    Presence {
+        who: Whose,
+        online: bool,
+        /// Seconds, above 0; where `state` is online and none is given, `presence.grace`.
+        lease: Option<f64>,
+        session: Option<Box<str>>,
+    },
+    MarkRead {
+        who: Whose,
+        what: Read,
+    },
+    ListSubscriptions {
+        of: Of,
+        app: Option<Arc<str>>,
+        limit: u32,
+        /// What an earlier reply told as `after`.
+        after: Option<String>,
+        /// Endpoints and keys too: what an export needs.
+        reveal: bool,
+    },
+    Count {
+        /// None: all.
+        segment: Option<Segment>,
+        scope: Option<Name>,
+        /// None: all apps of the socket.
+        app: Option<Arc<str>>,
+    },
+    Test(Box<Test>),
+    Feedback {
+        receipt: Receipt,
+        /// Shown, clicked or dismissed.
+        kind: EventType,
+    },
+    Erase(Erase),
+    Backup {
+        /// A file name, without a path; None: named after the time.
+        name: Option<String>,
+    },
+}
+
+/// An account, in one app or (None) in all apps of the socket.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Whose {
+    pub account: Account,
+    pub app: Option<Arc<str>>,
+}
+
+/// `subscribe`. What is None was not given, and stays as it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subscribe {
+    pub app: Arc<str>,
+    pub subscription: Recipient,
+    pub account: Option<Account>,
+    pub name: Option<Box<str>>,
+    pub user_agent: Option<Box<str>>,
+    pub scopes: Option<Scopes>,
+    pub tags: Option<Vec<Name>>,
+    pub attributes: Option<Attributes>,
+    /// The subscription that this one takes the place of.
+    pub replaces: Option<SubscriptionId>,
+    /// Sent once if the subscription is created.
+    pub confirm: Option<Payload>,
+}
+
+/// Which messages a subscription accepts. None: all; otherwise those with one of these scopes, and those without scope.
+pub type Scopes = Option<Vec<Name>>;
+
+/// `update_subscription`: what is None stays; `Some(None)` clears.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    pub subscription: SubscriptionId,
+    pub enabled: Option<bool>,
+    pub name: Option<Option<Box<str>>>,
+    pub account: Option<Option<Account>>,
+    pub scopes: Option<Scopes>,
+    pub tags: Option<Vec<Name>>,
+    pub attributes: Option<Attributes>,
+}
+
+/// What `mark_read` has been read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Read {
+    Message(MessageId),
+    Topic(Arc<str>),
+}
+
+/// Which subscriptions `list_subscriptions` lists.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Of {
+    Account(Account),
+    Segment(Segment),
+    /// Neither was given.
+    All,
+}
+
+/// `test`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Test {
+    pub app: Arc<str>,
+    pub to: TestTo,
+    pub payload: Payload,
+    /// Seconds, at most 60; None: it is answered when it is taken.
+    pub wait: Option<f64>,
+}
+
+/// Whom a `test` goes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TestTo {
+    Ids(Vec<SubscriptionId>),
+    Account(Account),
+}
+
+/// A body and how it is to be filled in for each recipient.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Payload {
+    pub content_type: ContentType,
+    /// Plaintext; empty where no body was given.
+    pub body: Bytes,
+    /// `template`: placeholders in it are filled from attributes.
+    pub template: bool,
+    /// `receipts`: at this place of the body a receipt of [`crate::limits::RECEIPT_CHARS`] characters is put; that many zeros
+    /// stand there.
+    pub receipt_at: Option<u16>,
+}
+
+impl Payload {
+    /// A body that says nothing about itself and is the same for all.
+    pub fn opaque(body: Bytes) -> Payload {
+        Payload { content_type: ContentType::Opaque, body, template: false, receipt_at: None }
+    }
+}
+
+/// The token of a message's recipient, as `feedback` hands it back; not yet verified.
+pub type Receipt = [u8; crate::limits::RECEIPT_BYTES];
+
+/// `erase`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Erase {
+    Account(Whose),
+    Subscription(SubscriptionId),
 }
 
 /// `send`.
@@ -55,9 +211,7 @@ pub enum Request {
 pub struct Send {
     pub app: Arc<str>,
     pub to: To,
-    pub content_type: ContentType,
-    /// Plaintext; empty where no body was given.
-    pub body: Bytes,
+    pub payload: Payload,
     /// Seconds, checked against `messages.ttl_max`; fractions are cut. 0 means one attempt.
     pub ttl: u32,
     pub urgency: Urgency,
@@ -76,6 +230,12 @@ pub struct Send {
     pub rate: Option<f64>,
     /// Seconds over which it is spread evenly, above 0, at most `ttl`.
     pub spread: Option<f64>,
+    /// Reaches only registered browsers that accept it.
+    pub scope: Option<Name>,
+    /// `when: offline`; only with [`To::Accounts`].
+    pub when_offline: bool,
+    /// Seconds; only with [`To::Accounts`].
+    pub fallback: Option<f64>,
 }
 
 /// Whom a `send` goes to.
@@ -84,6 +244,22 @@ pub enum To {
     /// `subscription` or `subscriptions`: at least one good one, an endpoint once.
     Subscriptions(Subscriptions),
     Stream,
+    /// `subscription_ids`: at least one, each once.
+    Ids(Vec<SubscriptionId>),
+    /// `accounts`: at least one, each once.
+    Accounts {
+        accounts: Vec<Account>,
+        devices: Devices,
+    },
+    Segment(Segment),
+}
+
+/// Which browsers of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    All,
+    /// The one that was seen last.
+    Latest,
 }
 
 /// The judged subscriptions of a line.

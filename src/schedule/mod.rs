@@ -11,16 +11,17 @@ pub mod lane;
 pub mod origins;
 pub mod pace;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use crate::message::{Ending, Lane, Origin, Rank, Service, UnixMillis, Urgency};
+use crate::message::{BatchId, Ending, Lane, Origin, Rank, Service, UnixMillis, Urgency};
 use crate::schedule::origins::Table;
 use crate::schedule::pace::Pace;
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
 use crate::store::live::{Batch, List, ListKey, lanes_of};
+use crate::store::registry::walk::{Path, Shape};
 use crate::store::writer::{Fresh, Latest, News, Settle, first_row_key};
 use crate::store::{Origins, ReadError, Store, family, list_state};
 
@@ -47,6 +48,8 @@ pub struct Run {
 pub enum Source {
     Row(WorkKey),
     Chunk(ChunkKey, Arc<List>),
+    /// A stretch of a campaign.
+    Stretch(BatchId, Arc<Shape>, Arc<List>),
     Due(Vec<DueKey>),
 }
 
@@ -110,10 +113,15 @@ struct Due {
     first: Option<UnixMillis>,
 }
 
-/// A list that has not ended.
+/// A list or a campaign that has not ended.
 struct ListRun {
     list: Arc<List>,
     cursors: HashMap<Service, Cursor>,
+    /// Of a campaign: where its candidates come from, and what of its stretches is to be handed out.
+    path: Option<Path>,
+    stretches: HashMap<Service, VecDeque<(Arc<Shape>, u16)>>,
+    /// The writer was asked to begin it.
+    asked: bool,
     pace: Option<Pace>,
     rate: Option<f64>,
     /// Recipients that had ended when this list was met.
@@ -189,7 +197,7 @@ impl Schedule {
     // ---- what is new ----
 
     fn learn(&mut self, latest: Latest, now: UnixMillis) {
-        let Latest { fresh, newest, back_rows, back_chunks, due, lists } = latest;
+        let Latest { fresh, newest, back_rows, back_chunks, back_stretches, due, lists } = latest;
         for fresh in fresh {
             self.learn_fresh(fresh);
         }
@@ -248,6 +256,30 @@ impl Schedule {
                 self.offer_list(key, now);
             }
         }
+        self.learn_stretches(back_stretches, now);
+    }
+
+    /// Stretches that deliveries came back to: those that are still open are handed out again, and what of them is in flight or
+    /// has ended is not claimed twice.
+    fn learn_stretches(&mut self, stretches: HashSet<BatchId>, now: UnixMillis) {
+        for batch in stretches {
+            let BatchId::Stretch { lane, first, .. } = batch else { continue };
+            let Some(key) = ListKey::of_batch(&batch) else { continue };
+            let Some(run) = self.lists.get_mut(&key) else { continue };
+            let shape = {
+                let state = list_state(&run.list);
+                let walk = state.walks.as_ref().and_then(|walks| walks.get(&lane.service));
+                walk.and_then(|walk| walk.open.get(&first)).map(|open| open.shape.clone())
+            };
+            if let Some(shape) = shape {
+                let ready = run.stretches.entry(lane.service).or_default();
+                match ready.iter_mut().find(|(known, _)| known.first == first) {
+                    Some((_, from)) => *from = 0,
+                    None => ready.push_front((shape, 0)),
+                }
+                self.offer_list(key, now);
+            }
+        }
     }
 
     fn learn_fresh(&mut self, fresh: Fresh) {
@@ -275,7 +307,14 @@ impl Schedule {
         let ended_before = state.counts.recipients - state.counts.pending();
         let spread = list.spread.map(|seconds| (message.at, seconds, state.counts.pending()));
         let pace = (state.rate.is_some() || spread.is_some()).then(|| Pace::new(state.rate, spread));
-        self.lists.insert(key, ListRun { list, cursors: HashMap::new(), pace, rate: state.rate, ended_before });
+        let mut stretches: HashMap<Service, VecDeque<(Arc<Shape>, u16)>> = HashMap::new();
+        for (service, walk) in state.walks.iter().flatten() {
+            let opened = walk.open.values().filter(|open| !open.done).map(|open| (open.shape.clone(), 0));
+            stretches.insert(*service, opened.collect());
+        }
+        let (path, asked, rate) = (None, false, state.rate);
+        let run = ListRun { list, cursors: HashMap::new(), path, stretches, asked, pace, rate, ended_before };
+        self.lists.insert(key, run);
     }
 
     fn forget_list(&mut self, key: ListKey) {
@@ -299,12 +338,42 @@ impl Schedule {
             run.rate = state.rate;
             run.pace.get_or_insert_with(|| Pace::new(None, None)).set_rate(now, state.rate);
         }
+        if run.list.wanted.is_some() {
+            drop(state);
+            return self.offer_campaign(key, now);
+        }
         if let Some(pace) = &mut run.pace {
             pace.known(now, state.counts.recipients.saturating_sub(run.ended_before));
         }
         for (service, chunks) in &state.written {
             let cursor = run.cursors.entry(*service).or_default();
             if (!cursor.ready.is_empty() || cursor.next < *chunks)
+                && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
+                && !lane.lists.contains(&key)
+            {
+                lane.lists.push_back(key);
+            }
+        }
+    }
+
+    /// Gives a campaign its turn in each lane that it has still to walk; the writer begins it when its time has come.
+    fn offer_campaign(&mut self, key: ListKey, now: UnixMillis) {
+        let Some(run) = self.lists.get_mut(&key) else { return };
+        let state = list_state(&run.list);
+        let Some(walks) = &state.walks else {
+            if !state.paused && !std::mem::replace(&mut run.asked, true) {
+                drop(state);
+                let _ended = self.settles.send(Settle::Begin(key));
+            }
+            return;
+        };
+        if let Some(pace) = &mut run.pace {
+            // Serials, or places in lists, not those who belong: in either case evenly.
+            pace.known(now, walks.values().map(|walk| walk.last + 1 - walk.cursor().min(walk.last + 1)).sum());
+        }
+        for (service, walk) in walks {
+            let opened = run.stretches.get(service).is_some_and(|ready| !ready.is_empty());
+            if (opened || walk.next <= walk.last)
                 && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
                 && !lane.lists.contains(&key)
             {
@@ -498,6 +567,22 @@ impl Schedule {
                 allowed.min(usize::from(most))
             }
         };
+        if run.list.wanted.is_some() {
+            return match run.pick_stretch(&self.store, lane, allowed) {
+                Ok(Some(picked)) => {
+                    if let Some(pace) = &mut run.pace {
+                        pace.took(usize::from(picked.most));
+                    }
+                    Turn::Took(picked)
+                }
+                Ok(None) => {
+                    // Whether all of it is done is for the writer to see.
+                    let _ended = self.settles.send(Settle::Walked(key));
+                    Turn::Leaves
+                }
+                Err(ReadError) => Turn::Later,
+            };
+        }
         let cursor = run.cursors.entry(lane.service).or_default();
         if cursor.ready.is_empty() && cursor.next < chunks && cursor.read(&self.store, key, lane.service, chunks).is_err() {
             return Turn::Later;
@@ -514,6 +599,38 @@ impl Schedule {
             pace.took(usize::from(most));
         }
         Turn::Took(picked)
+    }
+}
+
+impl ListRun {
+    /// The next run of a campaign in a lane. None: its walk has come to its end.
+    fn pick_stretch(&mut self, store: &Store, lane: Lane, allowed: usize) -> Result<Option<Run>, ReadError> {
+        let ready = self.stretches.entry(lane.service).or_default();
+        if ready.is_empty() {
+            let path = match &mut self.path {
+                Some(path) => path,
+                None => {
+                    let Some(wanted) = &self.list.wanted else { return Ok(None) };
+                    self.path.insert(store.path(wanted)?)
+                }
+            };
+            match store.open_stretch(&self.list, path, lane.service)? {
+                Some(shape) => ready.push_back((shape, 0)),
+                None => return Ok(None),
+            }
+        }
+        let Some((shape, from)) = ready.front_mut() else { return Ok(None) };
+        let id = self.list.message.id;
+        let batch = BatchId::Stretch { commit: id.commit(), place: id.place(), lane, first: shape.first };
+        let places = u16::try_from(shape.len()).expect("a stretch has at most 512 places");
+        let most = u16::try_from(allowed).unwrap_or(RUN_MAX).min(RUN_MAX).min(places - *from);
+        let source = Source::Stretch(batch, shape.clone(), self.list.clone());
+        let run = Run { lane, source, from: *from, most, origin: None, batch: None };
+        *from += most;
+        if *from == places {
+            ready.pop_front();
+        }
+        Ok(Some(run))
     }
 }
 
@@ -621,7 +738,6 @@ mod tests {
     use crossbeam_channel::{Receiver, bounded, unbounded};
 
     use super::*;
-    use crate::message::BatchId;
     use crate::schedule::lane::Heard;
     use crate::store::{Rows, testing};
 

@@ -7,10 +7,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::ingest::request::{Add, Problem, Send, State, Step, Subscriptions, Target, To};
+use crate::ingest::request::{
+    Add, Devices, Erase, EventType, Problem, Read, Rejected, Send, State, Step, Subscribe, Subscriptions, Target, To, Update,
+    Whose,
+};
 use crate::limits::{CHUNK_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
-use crate::message::{KeyId, Lane, Message, MessageId, Origin, Recipient, Service, SubscriptionId, UnixMillis, Urgency};
+use crate::message::{
+    Account, KeyId, Lane, Message, MessageId, Origin, Recipient, Segment, Service, SubscriptionId, UnixMillis, Urgency,
+};
+use crate::store::erase::Swept;
 use crate::store::record::{Put, put_message, put_recipient};
+use crate::store::watch;
 
 /// The lines of one connection that were read together, and where their answers go.
 pub struct Writes {
@@ -53,6 +60,68 @@ pub enum Op {
     },
     /// `ping`: a pass through the writer.
     Pass,
+    Subscribe(Box<NewSubscription>),
+    Update {
+        update: Box<Update>,
+        apps: Apps,
+    },
+    Unsubscribe {
+        subscription: SubscriptionId,
+        apps: Apps,
+    },
+    /// `account` with `enabled`.
+    Switch {
+        who: Whose,
+        enabled: bool,
+        apps: Apps,
+    },
+    Presence {
+        who: Whose,
+        online: bool,
+        lease: Option<f64>,
+        session: Option<Box<str>>,
+        apps: Apps,
+    },
+    MarkRead {
+        who: Whose,
+        what: Read,
+        apps: Apps,
+    },
+    Feedback {
+        id: MessageId,
+        subscription: SubscriptionId,
+        kind: EventType,
+        apps: Apps,
+    },
+    Erase {
+        erase: Erase,
+        apps: Apps,
+        /// Told when nothing waits any more and the logs are blanked.
+        reply: tokio::sync::oneshot::Sender<Swept>,
+    },
+}
+
+/// A `subscribe` that is to be taken.
+pub struct NewSubscription {
+    pub subscribe: Subscribe,
+    pub id: SubscriptionId,
+    /// The key that pages get: what a new subscription is taken to be made with.
+    pub first_key: KeyId,
+    /// The origin, if this store has not met it yet.
+    pub new_origins: Vec<(Service, Origin)>,
+    /// The message that is sent if the subscription is created.
+    pub confirm: Option<Box<NewMessage>>,
+}
+
+/// Whom the registry is to look up for a message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Addressed {
+    Ids(Vec<SubscriptionId>),
+    Accounts {
+        accounts: Vec<Account>,
+        /// Only the browser that was seen last.
+        latest: bool,
+    },
 }
 
 /// The apps of the socket a line came in by: what belongs to others is not found.
@@ -71,10 +140,14 @@ pub struct NewMessage {
     pub paused: bool,
     pub rate: Option<f64>,
     pub spread: Option<f64>,
+    /// Milliseconds.
+    pub fallback: Option<u64>,
     /// For `stats`.
     pub keys: Vec<(Service, KeyId, u64)>,
     /// Origins that this store has not met yet.
     pub new_origins: Vec<(Service, Origin)>,
+    /// Who waits for its results.
+    pub watch: Option<tokio::sync::mpsc::UnboundedSender<watch::Result>>,
 }
 
 /// Recipients of a new message.
@@ -85,6 +158,9 @@ pub enum NewRecipients {
         chunks: Chunks,
         closed: bool,
     },
+    /// Looked up by the writer, so that every line before this one counts.
+    Addressed(Addressed),
+    Campaign(Segment),
 }
 
 /// Recipients of a single at one service.
@@ -125,6 +201,8 @@ pub enum Done {
         recipients: u64,
         duplicate: bool,
         position: Option<Box<str>>,
+        /// Ids that cannot be sent to.
+        rejected: Vec<Rejected>,
     },
     /// `add` and `close`.
     Added {
@@ -136,6 +214,22 @@ pub enum Done {
     Done,
     /// `drain`, `ping`: nothing is written for them.
     Passed,
+    Subscribed {
+        id: SubscriptionId,
+        created: bool,
+    },
+    /// What it is now is read from the store.
+    Updated,
+    Removed(bool),
+    Presence {
+        online: bool,
+        until: Option<UnixMillis>,
+    },
+    Withdrawn(u64),
+    /// Subscriptions that were removed.
+    Erased {
+        removed: u64,
+    },
     Failed {
         problem: Problem,
         retry_after: Option<f64>,
@@ -169,8 +263,12 @@ pub fn prepare_send(send: Send, preparing: &Preparing<'_>) -> NewMessage {
         topic: send.topic,
         label: send.label,
         reference: send.reference,
-        content_type: send.content_type,
-        body: send.body,
+        scope: send.scope,
+        when_offline: send.when_offline,
+        content_type: send.payload.content_type,
+        body: send.payload.body,
+        template: send.payload.template,
+        receipt_at: send.payload.receipt_at,
     };
     let mut encoded = Put::default();
     put_message(&mut encoded, &message);
@@ -182,8 +280,17 @@ pub fn prepare_send(send: Send, preparing: &Preparing<'_>) -> NewMessage {
     });
     let paced = send.rate.is_some() || send.spread.is_some();
     let (recipients, rejected, keys, new_origins) = match send.to {
+        To::Ids(ids) => (NewRecipients::Addressed(Addressed::Ids(ids)), 0, Vec::new(), Vec::new()),
+        To::Accounts { accounts, devices } => {
+            let latest = devices == Devices::Latest;
+            (NewRecipients::Addressed(Addressed::Accounts { accounts, latest }), 0, Vec::new(), Vec::new())
+        }
+        To::Segment(segment) => (NewRecipients::Campaign(segment), 0, Vec::new(), Vec::new()),
         To::Stream => (NewRecipients::List { chunks: Vec::new(), closed: false }, 0, Vec::new(), Vec::new()),
-        To::Subscriptions(Subscriptions { good, rejected }) => {
+        To::Subscriptions(Subscriptions { mut good, rejected }) => {
+            if !message.template {
+                good.iter_mut().for_each(|recipient| recipient.attributes = None);
+            }
             let rejected = u32::try_from(rejected.len()).unwrap_or(u32::MAX);
             if good.len() > SINGLE_RECIPIENTS_MAX || paced {
                 let chunks = prepare_chunks(good, &message.app, message.topic.as_deref(), preparing);
@@ -203,19 +310,45 @@ pub fn prepare_send(send: Send, preparing: &Preparing<'_>) -> NewMessage {
         paused: send.paused,
         rate: send.rate,
         spread: send.spread,
+        fallback: send.fallback.map(|seconds| (seconds * 1_000.0) as u64),
         keys,
         new_origins,
+        watch: None,
     }
 }
 
+/// A `subscribe`, ready for the writer; `confirm` is the message that its creation is followed by.
+pub fn prepare_subscribe(subscribe: Subscribe, confirm: Option<Send>, preparing: &Preparing<'_>) -> Op {
+    let id = subscribe.subscription.subscription_id();
+    let (_, new_origins) = tally(std::slice::from_ref(&subscribe.subscription), preparing);
+    let confirm = confirm.map(|send| Box::new(prepare_send(send, preparing)));
+    Op::Subscribe(Box::new(NewSubscription { subscribe, id, first_key: preparing.first_key, new_origins, confirm }))
+}
+
+/// Rows of a list whose recipients the registry keeps.
+pub fn addressed_chunks(recipients: Vec<Recipient>, app: &str, topic: Option<&str>) -> Chunks {
+    let mut by_service: BTreeMap<Service, Vec<Recipient>> = BTreeMap::new();
+    for recipient in recipients {
+        by_service.entry(recipient.service).or_default().push(recipient);
+    }
+    let rows = |(service, recipients): (Service, Vec<Recipient>)| {
+        let row = |slice: &[Recipient]| chunk(service, slice, app, topic, (Vec::new(), Vec::new()));
+        recipients.chunks(CHUNK_RECIPIENTS_MAX).map(row).collect::<Vec<_>>()
+    };
+    by_service.into_iter().flat_map(rows).collect()
+}
+
 /// An `add`, ready for the writer.
-pub fn prepare_add(add: Add, app: &Arc<str>, topic: Option<&str>, apps: Apps, preparing: &Preparing<'_>) -> Op {
+pub fn prepare_add(mut add: Add, message: &Message, apps: Apps, preparing: &Preparing<'_>) -> Op {
     let rejected = u32::try_from(add.subscriptions.rejected.len()).unwrap_or(u32::MAX);
-    let chunks = prepare_chunks(add.subscriptions.good, app, topic, preparing);
+    if !message.template {
+        add.subscriptions.good.iter_mut().for_each(|recipient| recipient.attributes = None);
+    }
+    let chunks = prepare_chunks(add.subscriptions.good, &message.app, message.topic.as_deref(), preparing);
     Op::Add { message_id: add.message_id, chunks, rejected, step: add.step, apps }
 }
 
-fn parts(recipients: Vec<Recipient>, message: &Message) -> Vec<Part> {
+pub fn parts(recipients: Vec<Recipient>, message: &Message) -> Vec<Part> {
     let mut by_service: BTreeMap<Service, Part> = BTreeMap::new();
     for recipient in recipients {
         let part = by_service.entry(recipient.service).or_insert_with(|| Part {
@@ -231,7 +364,7 @@ fn parts(recipients: Vec<Recipient>, message: &Message) -> Vec<Part> {
         if let Some(topic) = &message.topic {
             part.topics.push(topic_key(&message.app, &recipient, topic));
         }
-        part.subscriptions.push(subscription_id(recipient.endpoint.as_str()));
+        part.subscriptions.push(recipient.subscription_id());
         part.recipients.push(recipient);
     }
     by_service.into_values().collect()
@@ -246,18 +379,20 @@ pub fn prepare_chunks(recipients: Vec<Recipient>, app: &str, topic: Option<&str>
     let mut chunks = Vec::new();
     for (service, recipients) in by_service {
         for slice in recipients.chunks(CHUNK_RECIPIENTS_MAX) {
-            let mut row = Put::versioned();
-            for recipient in slice {
-                put_recipient(&mut row, recipient);
-            }
-            let topics =
-                topic.map_or_else(Vec::new, |topic| slice.iter().map(|recipient| topic_key(app, recipient, topic)).collect());
-            let (keys, new_origins) = tally(slice, preparing);
-            let count = u16::try_from(slice.len()).expect("a chunk has at most 512 recipients");
-            chunks.push(Chunk { service, count, row: row.0, topics, keys, new_origins });
+            chunks.push(chunk(service, slice, app, topic, tally(slice, preparing)));
         }
     }
     chunks
+}
+
+fn chunk(service: Service, slice: &[Recipient], app: &str, topic: Option<&str>, (keys, new_origins): Tally) -> Chunk {
+    let mut row = Put::versioned();
+    for recipient in slice {
+        put_recipient(&mut row, recipient);
+    }
+    let topics = topic.map_or_else(Vec::new, |topic| slice.iter().map(|recipient| topic_key(app, recipient, topic)).collect());
+    let count = u16::try_from(slice.len()).expect("a chunk has at most 512 recipients");
+    Chunk { service, count, row: row.0, topics, keys, new_origins }
 }
 
 type Tally = (Vec<(Service, KeyId, u64)>, Vec<(Service, Origin)>);
@@ -283,18 +418,24 @@ fn tally(recipients: &[Recipient], preparing: &Preparing<'_>) -> Tally {
 
 /// The id of the subscription with this endpoint (DESIGN 3.3).
 pub fn subscription_id(endpoint: &str) -> SubscriptionId {
-    let digest = Sha256::digest(endpoint.as_bytes());
-    SubscriptionId(digest[..12].try_into().expect("twelve of 32 bytes"))
+    SubscriptionId::of(endpoint)
 }
 
 /// The key in `topic` of what this recipient may still have waiting.
-fn topic_key(app: &str, recipient: &Recipient, topic: &str) -> [u8; 16] {
+pub fn topic_key(app: &str, recipient: &Recipient, topic: &str) -> [u8; 16] {
     let mut hash = Sha256::new();
     hash.update(app.as_bytes());
     hash.update([0]);
     hash.update(topic.as_bytes());
     hash.update([0]);
-    hash.update(recipient.endpoint.bytes());
+    match &recipient.registered {
+        // It keeps its key when its endpoint changes.
+        Some(registered) => {
+            hash.update(registered.key.service.0.to_be_bytes());
+            hash.update(registered.key.serial.to_be_bytes());
+        }
+        None => hash.update(recipient.endpoint.bytes()),
+    }
     hash.finalize()[..16].try_into().expect("sixteen of 32 bytes")
 }
 
@@ -311,7 +452,11 @@ pub fn weight(op: &Op) -> usize {
             NewRecipients::List { chunks, .. } => {
                 new.encoded.len() + chunks.iter().map(|chunk| chunk.row.len()).sum::<usize>() + 128
             }
+            NewRecipients::Addressed(Addressed::Ids(ids)) => new.encoded.len() + ids.len() * 64 + 128,
+            NewRecipients::Addressed(Addressed::Accounts { accounts, .. }) => new.encoded.len() + accounts.len() * 256 + 128,
+            NewRecipients::Campaign(_) => new.encoded.len() + 1_024,
         },
+        Op::Subscribe(_) | Op::Update { .. } => 1_024,
         Op::Add { chunks, .. } => chunks.iter().map(|chunk| chunk.row.len()).sum::<usize>() + 128,
         _ => 64,
     }
@@ -323,8 +468,11 @@ pub fn recipients(op: &Op) -> usize {
         Op::Send(new) => match &new.recipients {
             NewRecipients::Single(parts) => parts.iter().map(|part| part.recipients.len()).sum(),
             // A list takes one place in the commit, whatever its recipients.
-            NewRecipients::List { .. } => 1,
+            NewRecipients::List { .. } | NewRecipients::Campaign(_) => 1,
+            // More of them make a list.
+            NewRecipients::Addressed(_) => SINGLE_RECIPIENTS_MAX,
         },
+        Op::Subscribe(_) => 1,
         _ => 0,
     }
 }

@@ -9,6 +9,7 @@
 //! head    <commit u64><first place u16>                                               up to 64 singles
 //! outcome <0><commit u64><service u16><urgency u8><piece u16>                         one byte a recipient
 //!         <1><commit u64><place u16><service u16><urgency u8><chunk u32>
+//!         <2><commit u64><place u16><service u16><urgency u8><first serial u64>       of a stretch, see `registry::walk`
 //! ```
 //! `count`, the number of recipients, stands in the key so that scheduling never reads a value.
 
@@ -159,8 +160,20 @@ pub fn batch_key(batch: &BatchId) -> Vec<u8> {
             lane(&mut put, of);
             put.u32(chunk);
         }
+        BatchId::Stretch { commit, place, lane: of, first } => {
+            put.u8(2).u64(commit).u16(place);
+            lane(&mut put, of);
+            put.u64(first);
+        }
     }
     put.0
+}
+
+/// The batch of a row in `outcome`.
+pub fn batch_from_key(key: &[u8]) -> Result<BatchId, Corrupt> {
+    let mut fields = Fields(key);
+    let batch = fields.batch()?;
+    fields.end(batch)
 }
 
 /// Where the outcome rows of singles of `commit` begin.
@@ -174,6 +187,13 @@ pub fn outcome_commit_prefix(commit: u64) -> Vec<u8> {
 pub fn outcome_list_prefix(commit: u64, place: u16) -> Vec<u8> {
     let mut put = Put::default();
     put.u8(1).u64(commit).u16(place);
+    put.0
+}
+
+/// Where the outcome rows of a campaign begin.
+pub fn outcome_campaign_prefix(commit: u64, place: u16) -> Vec<u8> {
+    let mut put = Put::default();
+    put.u8(2).u64(commit).u16(place);
     put.0
 }
 
@@ -252,6 +272,7 @@ impl Fields<'_> {
         Ok(match self.u8()? {
             0 => BatchId::Commit { commit: self.u64()?, lane: self.lane()?, piece: self.u16()? },
             1 => BatchId::Chunk { commit: self.u64()?, place: self.u16()?, lane: self.lane()?, chunk: self.u32()? },
+            2 => BatchId::Stretch { commit: self.u64()?, place: self.u16()?, lane: self.lane()?, first: self.u64()? },
             _ => return Err(Corrupt),
         })
     }

@@ -3,7 +3,8 @@
 //! nothing is sent twice and nothing that was cancelled is sent.
 //!
 //! An outcome byte: three low bits are the state (0 waiting in its row, 1 to 6 an [`Ending`], 7 waiting by itself in `due`),
-//! five high bits count retries (31 means 31 or more).
+//! five high bits count retries (31 means 31 or more). In a stretch of a campaign 31 retries of what waits ([`ABSENT`]) mean that
+//! nobody of the segment is at this place.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,13 +12,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 
 use bytes::Bytes;
 
-use crate::message::{BatchId, Ending, Lane, Message, MessageId, Service, UnixMillis, Urgency};
+use crate::message::{
+    AccountHash, BatchId, Ending, Lane, Message, MessageId, Recipient, Service, SubscriptionId, UnixMillis, Urgency,
+};
 use crate::store::record::Counts;
+use crate::store::registry::walk::{Shape, Wanted};
 
 /// State of an outcome byte: waits in its row.
 pub const WAITING: u8 = 0;
 /// State of an outcome byte: waits by itself, in a row of `due`.
 pub const MOVED: u8 = 7;
+/// An outcome byte of a stretch: nobody is at this place whom the campaign concerns.
+pub const ABSENT: u8 = 31 * RETRY;
 const STATE: u8 = 7;
 const RETRY: u8 = 8;
 
@@ -46,6 +52,8 @@ pub struct Batch {
     outcomes: Mutex<Outcomes>,
     row: OnceLock<Bytes>,
     fresh: Option<FreshShare>,
+    /// Of a stretch: who is at its places.
+    pub shape: Option<Arc<Shape>>,
 }
 
 struct Outcomes {
@@ -58,7 +66,8 @@ struct Outcomes {
 impl Batch {
     fn new(id: BatchId, bytes: Vec<u8>, row: Option<Bytes>, fresh: Option<FreshShare>) -> Batch {
         let busy = vec![false; bytes.len()];
-        let batch = Batch { id, outcomes: Mutex::new(Outcomes { bytes, busy, busy_count: 0 }), row: OnceLock::new(), fresh };
+        let outcomes = Mutex::new(Outcomes { bytes, busy, busy_count: 0 });
+        let batch = Batch { id, outcomes, row: OnceLock::new(), fresh, shape: None };
         if let Some(row) = row {
             let _first = batch.row.set(row);
         }
@@ -86,7 +95,7 @@ impl Batch {
         let end = outcomes.bytes.len().min(usize::from(from) + usize::from(most));
         let mut claimed = Vec::with_capacity(end.saturating_sub(usize::from(from)));
         for index in usize::from(from)..end {
-            if outcomes.bytes[index] & STATE == WAITING && !outcomes.busy[index] {
+            if outcomes.bytes[index] == WAITING && !outcomes.busy[index] {
                 outcomes.busy[index] = true;
                 claimed.push(u16::try_from(index).expect("a batch has at most 512 recipients"));
             }
@@ -103,7 +112,7 @@ impl Batch {
     /// The indexes that wait in the row and that nobody is busy with.
     pub fn waiting(&self) -> Vec<u16> {
         let outcomes = lock(&self.outcomes);
-        let waits = |index: &usize| outcomes.bytes[*index] & STATE == WAITING && !outcomes.busy[*index];
+        let waits = |index: &usize| outcomes.bytes[*index] == WAITING && !outcomes.busy[*index];
         (0..outcomes.bytes.len()).filter(waits).map(|index| index as u16).collect()
     }
 
@@ -129,6 +138,24 @@ impl Batch {
         let outcomes = lock(&self.outcomes);
         let at = usize::from(index);
         (outcomes.bytes.get(at).and_then(|byte| ending(*byte)), outcomes.busy.get(at).is_some_and(|busy| *busy))
+    }
+
+    /// Whether the delivery waits in its row, claimed or not.
+    pub fn is_waiting(&self, index: u16) -> bool {
+        lock(&self.outcomes).bytes.get(usize::from(index)) == Some(&WAITING)
+    }
+
+    /// Nobody is at this place of a stretch; the claim is gone with it.
+    pub fn set_absent(&self, index: u16) {
+        let mut outcomes = lock(&self.outcomes);
+        let at = usize::from(index);
+        if outcomes.bytes[at] == WAITING {
+            outcomes.bytes[at] = ABSENT;
+        }
+        if outcomes.busy[at] {
+            outcomes.busy[at] = false;
+            outcomes.busy_count -= 1;
+        }
     }
 
     /// Gives a claim back.
@@ -191,7 +218,7 @@ impl Batch {
     /// The bytes as they are now, whether none waits in the row any more, and whether all have ended.
     pub fn image(&self) -> (Vec<u8>, bool, bool) {
         let outcomes = lock(&self.outcomes);
-        let row_done = outcomes.bytes.iter().all(|byte| byte & STATE != WAITING);
+        let row_done = outcomes.bytes.iter().all(|byte| *byte != WAITING);
         let all_ended = row_done && outcomes.bytes.iter().all(|byte| byte & STATE != MOVED);
         (outcomes.bytes.clone(), row_done, all_ended)
     }
@@ -241,8 +268,8 @@ impl Batches {
         lock(&self.map).get(id).cloned()
     }
 
-    /// The batch, from memory or with the bytes that `load` reads. Two that load at once get the same.
-    pub fn get_or_load<E>(&self, id: BatchId, load: impl Fn() -> Result<Vec<u8>, E>) -> Result<Arc<Batch>, E> {
+    /// The batch, from memory or with the bytes (and, of a stretch, the shape) that `load` reads. Two that load at once get the same.
+    pub fn get_or_load<E>(&self, id: BatchId, load: impl Fn() -> Result<Loaded, E>) -> Result<Arc<Batch>, E> {
         // Read outside the lock. Meanwhile another may have loaded it, changed it, and seen it evicted: then what was read here
         // is out of date, so it is read again.
         loop {
@@ -250,13 +277,13 @@ impl Batches {
             if let Some(batch) = self.get(&id) {
                 return Ok(batch);
             }
-            let bytes = load()?;
+            let (bytes, shape) = load()?;
             let mut map = lock(&self.map);
             if let Some(batch) = map.get(&id) {
                 return Ok(batch.clone());
             }
             if self.evictions.load(Ordering::Acquire) == evictions {
-                let batch = Arc::new(Batch::new(id, bytes, None, None));
+                let batch = Arc::new(Batch { shape, ..Batch::new(id, bytes, None, None) });
                 map.insert(id, batch.clone());
                 return Ok(batch);
             }
@@ -296,6 +323,9 @@ impl Batches {
     }
 }
 
+/// Outcome bytes, and the shape of a stretch.
+pub type Loaded = (Vec<u8>, Option<Arc<Shape>>);
+
 /// Names a list: the commit and place of its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListKey {
@@ -312,16 +342,20 @@ impl ListKey {
     /// The key of a chunk's list.
     pub fn of_batch(batch: &BatchId) -> Option<ListKey> {
         match *batch {
-            BatchId::Chunk { commit, place, .. } => Some(ListKey { commit, place }),
+            BatchId::Chunk { commit, place, .. } | BatchId::Stretch { commit, place, .. } => Some(ListKey { commit, place }),
             BatchId::Commit { .. } => None,
         }
     }
 }
 
-/// A list that has not ended: its message, and what changes.
+/// A list or a campaign that has not ended: its message, and what changes.
 pub struct List {
     pub message: Arc<Message>,
     pub spread: Option<f64>,
+    /// Of a campaign: whom it is for.
+    pub wanted: Option<Wanted>,
+    /// It has fallbacks: they look at how its recipients have ended, so that is kept as long as the message.
+    pub keeps_outcomes: bool,
     pub state: Mutex<ListState>,
 }
 
@@ -345,12 +379,87 @@ pub struct ListState {
     pub ended_at: Option<UnixMillis>,
     /// Claimed and not settled.
     pub in_flight: u64,
+    /// Of a campaign that has begun: how far it has walked, by service.
+    pub walks: Option<BTreeMap<Service, Walk>>,
+    /// Of a campaign: recipients that have ended or wait by themselves. The others that are known are in flight, and are met anew
+    /// after a crash.
+    pub settled: u64,
+    /// Of a campaign that is over: those that ended with it and that no event has told of yet.
+    pub unreported: u64,
+}
+
+/// A campaign's walk over the subscriptions of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Walk {
+    /// The last serial when the campaign began: later ones are not in it.
+    pub last: u64,
+    /// Everything below it was opened.
+    pub next: u64,
+    /// As of the last checkpoint: serials that it has passed, those of stretches in work in proportion.
+    pub passed: u64,
+    /// Stretches of which something is still to be claimed or settled, by their first serial, and those behind them.
+    pub open: BTreeMap<u64, Open>,
+}
+
+/// A stretch of a walk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Open {
+    pub shape: Arc<Shape>,
+    /// Nothing of it waits in place any more.
+    pub done: bool,
+    /// All of it has ended.
+    pub ended: bool,
+    /// Places that do not wait any more.
+    pub settled: usize,
+}
+
+impl Open {
+    fn progress(&self) -> u64 {
+        let serials = self.shape.end - self.shape.first;
+        (serials as f64 * self.settled as f64 / self.shape.len().max(1) as f64) as u64
+    }
+}
+
+impl Walk {
+    /// A walk that has not begun.
+    pub fn new(last: u64) -> Walk {
+        Walk { last, next: 1, passed: 0, open: BTreeMap::new() }
+    }
+
+    /// Everything below it is done with: where a start goes on.
+    pub fn cursor(&self) -> u64 {
+        self.open.first_key_value().map_or(self.next, |(first, _)| (*first).min(self.next))
+    }
+
+    /// How many serials it has passed.
+    pub fn progress(&self) -> u64 {
+        let settled: u64 = self.open.values().map(Open::progress).sum();
+        self.cursor() - 1 + settled
+    }
+
+    /// Whether nothing is left.
+    pub fn finished(&self) -> bool {
+        self.next > self.last && self.open.is_empty()
+    }
+
+    /// Where the stretch that begins at `next` must end at the latest, and `next` moved behind what was opened before the start.
+    pub fn gap(&mut self) -> u64 {
+        while let Some((_, open)) = self.open.range(..=self.next).next_back().filter(|(_, open)| open.shape.end > self.next) {
+            self.next = open.shape.end;
+        }
+        self.open.range(self.next..).next().map_or(u64::MAX, |(first, _)| *first)
+    }
 }
 
 impl ListState {
     /// Whether every recipient has ended and none will come.
     pub fn done(&self) -> bool {
-        self.closed && self.counts.pending() == 0
+        self.closed && self.counts.pending() == 0 && self.unreported == 0
+    }
+
+    /// Whether a campaign has met everyone.
+    pub fn walked(&self) -> bool {
+        self.walks.as_ref().is_some_and(|walks| walks.values().all(Walk::finished))
     }
 }
 
@@ -382,10 +491,30 @@ impl List {
         claimed
     }
 
-    /// Gives claims back.
+    /// Claims of a stretch what waits: whom the campaign concerns is still to be judged. None as above.
+    pub fn claim_stretch(&self, batch: &Batch, from: u16, most: u16) -> Option<Vec<u16>> {
+        let state = lock(&self.state);
+        match state.over {
+            Some(_) => Some(Vec::new()),
+            None if state.paused => None,
+            None => Some(batch.claim(from, most)),
+        }
+    }
+
+    /// So many that were claimed in a stretch are recipients.
+    pub fn judged(&self, recipients: usize) {
+        let mut state = lock(&self.state);
+        state.counts.recipients += recipients as u64;
+        state.in_flight += recipients as u64;
+    }
+
+    /// Gives claims back; those in a stretch have been judged.
     pub fn release(&self, batch: &Batch, indexes: &[u16]) {
         let mut state = lock(&self.state);
         for index in indexes {
+            if self.wanted.is_some() && batch.is_waiting(*index) {
+                state.counts.recipients -= 1;
+            }
             batch.release(*index);
         }
         state.in_flight -= indexes.len() as u64;
@@ -424,6 +553,20 @@ pub enum Holder {
     /// A label of an app.
     Label(Arc<str>, Arc<str>),
     App(Arc<str>),
+    /// An account that is online: what has `when: offline`. As a cancellation: an account that is erased.
+    Account(AccountHash),
+    /// Only as a cancellation: a subscription that is erased, by a hash of its id, for the rule stays longer than anything else.
+    Subscription(SubscriptionHash),
+}
+
+/// Names a subscription without telling its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriptionHash(pub [u8; 8]);
+
+/// The hash that rules name a subscription by.
+pub fn subscription_hash(id: SubscriptionId) -> SubscriptionHash {
+    use sha2::{Digest, Sha256};
+    SubscriptionHash(Sha256::digest(id.0)[..8].try_into().expect("eight of 32 bytes"))
 }
 
 /// Commit and place of the first message that a cancellation does not concern any more.
@@ -435,6 +578,8 @@ pub struct RuleSet {
     pub paused: HashSet<Holder>,
     /// Cancelled are messages before this one.
     pub cancelled: HashMap<Holder, Upto>,
+    /// Somebody among them is erased.
+    pub erasing: bool,
 }
 
 impl RuleSet {
@@ -453,6 +598,15 @@ impl RuleSet {
                 .into_iter()
                 .flatten()
                 .any(|who| self.cancelled.get(&who).is_some_and(|upto| (id.commit(), id.place()) < *upto))
+    }
+
+    /// Whether this recipient was erased after the message had come.
+    pub fn erases(&self, id: MessageId, recipient: &Recipient) -> bool {
+        let before = |who: &Holder| self.cancelled.get(who).is_some_and(|upto| (id.commit(), id.place()) < *upto);
+        let account = || recipient.registered.and_then(|registered| registered.account);
+        self.erasing
+            && (before(&Holder::Subscription(subscription_hash(recipient.subscription_id())))
+                || account().is_some_and(|who| before(&Holder::Account(who))))
     }
 
     /// Whether the message is held back.

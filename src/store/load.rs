@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::message::{BatchId, Delivery, DeliveryId, Message, MessageId};
+use crate::message::{BatchId, Delivery, DeliveryId, Message, MessageId, Recipient, Registered, SubscriptionId};
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
-use crate::store::live::{Batch, List, ListKey};
+use crate::store::live::{self, Batch, List, ListKey};
 use crate::store::record::{self, Head, Take};
+use crate::store::registry::row::View;
+use crate::store::registry::walk::Shape;
 use crate::store::{ReadError, Store, family, list_state};
 
 /// What came of claiming a delivery that waits by itself.
@@ -24,8 +26,71 @@ impl Store {
     pub fn batch(&self, id: BatchId, count: u16) -> Result<Arc<Batch>, ReadError> {
         self.batches.get_or_load(id, || {
             let stored = self.reader()?.value(family::OUTCOME, key::batch_key(&id))?;
-            Ok(stored.map_or_else(|| vec![0; usize::from(count)], |bytes| bytes.to_vec()))
+            Ok(match stored {
+                None => (vec![0; usize::from(count)], None),
+                Some(row) => self.stored_outcomes(&id, row),
+            })
         })
+    }
+
+    /// The batch of a stretch.
+    pub fn stretch(&self, id: BatchId, shape: &Arc<Shape>) -> Result<Arc<Batch>, ReadError> {
+        self.batches.get_or_load(id, || {
+            let stored = self.reader()?.value(family::OUTCOME, key::batch_key(&id))?;
+            Ok(match stored {
+                None => (vec![0; shape.len()], Some(shape.clone())),
+                Some(row) => self.stored_outcomes(&id, row),
+            })
+        })
+    }
+
+    fn stored_outcomes(&self, id: &BatchId, row: Bytes) -> live::Loaded {
+        let BatchId::Stretch { .. } = id else { return (row.to_vec(), None) };
+        match Shape::decode(row) {
+            Ok((shape, bytes)) => (bytes, Some(Arc::new(shape))),
+            Err(_) => {
+                self.corrupt(family::OUTCOME);
+                (Vec::new(), None)
+            }
+        }
+    }
+
+    /// The deliveries of what was claimed in a stretch of a campaign, and the places where nobody is whom it concerns.
+    #[allow(clippy::vec_box, reason = "each is moved on as a box")]
+    pub fn judge(&self, batch: &Batch, list: &List, claimed: &[u16]) -> Result<(Vec<Box<Delivery>>, Vec<u16>), ReadError> {
+        let (Some(shape), Some(wanted)) = (&batch.shape, &list.wanted) else { return Ok((Vec::new(), claimed.to_vec())) };
+        let mut found = Vec::with_capacity(claimed.len());
+        self.read_stretch(batch.id.lane().service, shape, claimed, |place, key, row| {
+            let judged = View::of(row).and_then(|view| {
+                if !self.reachable(&view) || !wanted.matches(&view) {
+                    return Ok(None);
+                }
+                let row = Bytes::copy_from_slice(row);
+                let registered = Registered { key, id: SubscriptionId::UNKNOWN, account: None };
+                let attributes = list.message.template.then(|| Arc::new(view.attributes()));
+                let recipient = Recipient { registered: Some(registered), attributes, ..view.recipient(&row)? };
+                Ok(Some(Box::new(Delivery {
+                    id: DeliveryId { batch: batch.id, index: place },
+                    message: list.message.clone(),
+                    recipient,
+                    attempts: 0,
+                    tried_keys: 0,
+                    shrink: false,
+                    due: None,
+                    account: view.account().map(|(_, name)| Arc::from(name)),
+                    lost: None,
+                    unproven: false,
+                })))
+            });
+            match judged {
+                Ok(Some(delivery)) => found.push(delivery),
+                Ok(None) => {}
+                Err(record::Corrupt) => self.corrupt(family::SUBSCRIPTION),
+            }
+        })?;
+        let mut matched = found.iter().map(|delivery| delivery.id.index).peekable();
+        let absent = claimed.iter().copied().filter(|place| matched.next_if_eq(place).is_none()).collect();
+        Ok((found, absent))
     }
 
     /// A batch by its id alone; None if nothing of it is left.
@@ -102,7 +167,13 @@ impl Store {
             }
         };
         match record::read_due_row(row, due.delivery, due.time, || list.as_ref().map(|list| list.message.clone())) {
-            Ok(Some(delivery)) => Ok(DueClaim::Claimed(delivery)),
+            Ok(Some(mut delivery)) => {
+                if let Err(error) = self.resolve(&mut delivery) {
+                    release();
+                    return Err(error);
+                }
+                Ok(DueClaim::Claimed(delivery))
+            }
             // Stays claimed until the next start, so that it is not met again and again.
             Ok(None) | Err(_) => {
                 self.corrupt(family::DUE);
@@ -169,7 +240,8 @@ impl Store {
                 Some(row) => record::read_chunk_row(&row, id.batch, &list.message, &[id.index], take),
                 None => return Ok(None),
             },
-            (BatchId::Chunk { .. }, None) => return Ok(None),
+            // A campaign's recipients lie in the registry.
+            (BatchId::Chunk { .. }, None) | (BatchId::Stretch { .. }, _) => return Ok(None),
         };
         if decoded.is_err() {
             self.corrupt("work");
@@ -201,6 +273,7 @@ fn row_of(reader: &super::Reader<'_>, id: &BatchId) -> Result<Option<(Vec<u8>, u
             prefix.truncate(prefix.len() - 2);
             (family::LIST, prefix)
         }
+        BatchId::Stretch { .. } => return Ok(None),
     };
     let mut found = None;
     reader.scan(family, &prefix, &key::after_prefix(&prefix), |row, _| {

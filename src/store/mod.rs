@@ -6,23 +6,32 @@
 //! - [`load`]: what a worker reads before it seals.
 //! - [`read`]: what `status`, `events`, `stats`, `list_messages` answer.
 //! - [`sweep`]: deadlines, retention, space.
+//! - [`registry`]: subscriptions, accounts, segments, and walking over them; [`presence`]: who is online.
+//! - [`erase`]: erasures that the sweep finishes; [`watch`]: who waits for the results of a `test`.
+//! - [`backup`]: a copy of it all, and the way back.
 //! - [`live`]: what of all that is in memory.
 //! - [`key`], [`record`]: bytes <-> types.
 
+pub mod backup;
 pub mod commit;
+pub mod erase;
 pub mod key;
 pub mod live;
 pub mod load;
+pub mod presence;
 pub mod read;
 pub mod record;
+pub mod registry;
 pub mod sweep;
+pub mod watch;
 pub mod writer;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,11 +43,17 @@ use rocksdb::{
 
 use crate::clock;
 use crate::config;
-use crate::message::{Origin, Service, UnixMillis};
+use crate::message::{MessageId, Origin, Service, UnixMillis};
+use crate::store::erase::Erasures;
 use crate::store::live::{Batches, Lists, Rules, lock};
+use crate::store::presence::Presence;
 use crate::store::record::{Put, Take};
+use crate::store::registry::Registry;
 
 type Db = DBWithThreadMode<MultiThreaded>;
+
+/// So many small changes begin a new manifest for certain.
+const MANIFEST_CHANGES: usize = 256;
 
 /// Version of the whole layout, in the row `format`. A store with a higher one is not opened.
 const FORMAT: u8 = 1;
@@ -69,7 +84,36 @@ pub mod family {
     /// Counters by day: rewritten.
     pub const STATS: &str = "stats";
 
-    pub const ALL: [&str; 13] = [META, WORK, LIST, DUE, EXPIRY, HELD, HEAD, OUTCOME, MESSAGE, IDEMPOTENCY, TOPIC, EVENTS, STATS];
+    /// Subscriptions: what sending needs, read in order by walks and by point. `detail` is the rest, read seldom.
+    pub const SUBSCRIPTION: &str = "subscription";
+    pub const DETAIL: &str = "detail";
+    /// Small rows about the registry, read by point or prefix.
+    pub const INDEX: &str = "index";
+    /// Who has a tag or accepts a scope: keys only, read in order.
+    pub const POSTING: &str = "posting";
+    /// Receipts that have come back: written and read by point, dropped by range.
+    pub const FEEDBACK: &str = "feedback";
+
+    pub const ALL: [&str; 18] = [
+        META,
+        WORK,
+        LIST,
+        DUE,
+        EXPIRY,
+        HELD,
+        HEAD,
+        OUTCOME,
+        MESSAGE,
+        IDEMPOTENCY,
+        TOPIC,
+        EVENTS,
+        STATS,
+        SUBSCRIPTION,
+        DETAIL,
+        INDEX,
+        POSTING,
+        FEEDBACK,
+    ];
 }
 
 /// Why the store cannot be opened.
@@ -185,6 +229,13 @@ pub struct Store {
     pub batches: Batches,
     pub lists: Lists,
     pub rules: Rules,
+    pub registry: Registry,
+    /// Changed by the writer, asked by the workers.
+    pub presence: Mutex<Presence>,
+    /// `test`s that wait for their results, by message.
+    pub watches: Mutex<HashMap<MessageId, watch::Watch>>,
+    /// Erasures that the sweep has still to finish.
+    pub erasures: Erasures,
     pub gates: Gates,
     /// Which push services this store knows, and by which number.
     pub services: Services,
@@ -205,7 +256,7 @@ pub struct Store {
 /// Names and numbers of push services; each service's origins as far as they matter: none, one, or several.
 pub struct Services {
     names: RwLock<Vec<(Service, Arc<str>)>>,
-    origins: RwLock<std::collections::HashMap<Service, Origins>>,
+    origins: RwLock<HashMap<Service, Origins>>,
 }
 
 /// The origins that a service's committed deliveries go to.
@@ -404,6 +455,10 @@ impl Store {
             batches: Batches::new(settings.fresh_mb << 20),
             lists: Lists::default(),
             rules: Rules::default(),
+            registry: Registry::default(),
+            presence: Mutex::new(Presence::new(0)),
+            watches: Mutex::default(),
+            erasures: Erasures::default(),
             gates: Gates::new(settings.checkpoint_interval),
             services: Services { names: RwLock::default(), origins: RwLock::default() },
             id: [0; 8],
@@ -414,6 +469,7 @@ impl Store {
             corrupt_rows: AtomicU64::new(0),
         };
         store.read_meta(allowed)?;
+        store.read_registry().map_err(|ReadError| OpenError::Database("the registry cannot be read".to_owned()))?;
         store.restore_reserve();
         Ok(store)
     }
@@ -435,6 +491,11 @@ impl Store {
                 Some(bytes) if bytes.len() == 40 => {
                     id.copy_from_slice(&bytes[..8]);
                     secret.copy_from_slice(&bytes[8..]);
+                    if self.from_backup().is_some() {
+                        // Events will get numbers that cursors name already: such a cursor is now one of another store.
+                        aws_lc_rs::rand::fill(&mut id).map_err(|_| failed("no random numbers"))?;
+                        rows.put(&reader, family::META, "identity", [&id[..], &secret[..]].concat());
+                    }
                 }
                 Some(_) => return Err(failed("the row `identity` is damaged")),
                 None => {
@@ -521,6 +582,30 @@ impl Store {
         }
         self.write(rows)?;
         self.restore_reserve();
+        Ok(())
+    }
+
+    /// Writes everything out and compacts it: what was deleted is not in any file after this. Takes as long as copying the store.
+    pub fn compact(&self) -> Result<(), ReadError> {
+        let reader = self.reader()?;
+        for name in family::ALL {
+            let family = reader.family(name);
+            reader.db().flush_cf(&family).map_err(|_| ReadError)?;
+            let mut options = rocksdb::CompactOptions::default();
+            options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+            reader.db().compact_range_cf_opt(&family, None::<&[u8]>, None::<&[u8]>, &options);
+        }
+        // The manifest still names the keys that the old files began and ended with, until a new one is begun.
+        let manifest = || fs::read(self.path.join("CURRENT")).unwrap_or_default();
+        let before = manifest();
+        let meta = reader.family(family::META);
+        for _ in 0..MANIFEST_CHANGES {
+            let changed = reader.db().put_cf(&meta, "probe", clock::now().0.to_be_bytes());
+            changed.and_then(|()| reader.db().flush_cf(&meta)).map_err(|_| ReadError)?;
+            if manifest() != before {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -623,6 +708,9 @@ fn open_database(path: &Path, settings: &config::Store) -> Result<Db, String> {
     // A start opens no file that it does not need.
     options.set_skip_stats_update_on_db_open(true);
     options.set_bytes_per_sync(1 << 20);
+    // The manifest names the first and last key of every file that there was since it was begun: a new one is begun with each
+    // change, so that what was erased is not named for longer than its file lives.
+    options.set_max_manifest_file_size(1_024);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
     options.set_stats_dump_period_sec(0);
@@ -663,6 +751,17 @@ fn family_options(name: &str, cache: &Cache) -> Options {
                 }
             });
             options.set_periodic_compaction_seconds(24 * 60 * 60);
+        }
+        // A walk reads them in order; endpoints and keys do not compress, what they have in common does.
+        family::SUBSCRIPTION => {
+            options.set_write_buffer_size(32 << 20);
+            table.set_block_size(16 << 10);
+            table.set_bloom_filter(10.0, false);
+        }
+        // Looked up for each `subscribe`, in vain if it is new.
+        family::INDEX | family::DETAIL | family::POSTING => {
+            options.set_write_buffer_size(16 << 20);
+            table.set_bloom_filter(10.0, false);
         }
         family::HEAD | family::OUTCOME => {
             options.set_write_buffer_size(16 << 20);

@@ -16,10 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::encrypt::{load, unread};
-use crate::ingest::request::{EventType, Send, Step, Subscriptions, Target, To};
+use crate::ingest::request::{EventType, Payload, Send, Step, Subscriptions, Target, To};
 use crate::message::{
-    ContentType, Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Origin, Recipient, Reference, Service, UnixMillis,
-    Urgency,
+    Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Origin, Recipient, Reference, Service, UnixMillis, Urgency,
 };
 use crate::schedule::lane::Heard;
 use crate::schedule::origins::{Admit, Table};
@@ -188,6 +187,9 @@ impl Running {
             log: Ending::ALL.into_iter().map(EventType::Ended).collect(),
             first_keys: HashMap::new(),
             apps: apps.clone(),
+            browsers_per_account: 10_000,
+            undo: 604_800_000,
+            grace: 120_000,
         };
         let writer = Writer::open(store.clone(), settings, commits_out, settles_out, news.clone(), cancelled).expect("it opens");
         let (high_in, high) = bounded(4);
@@ -280,6 +282,8 @@ impl World {
                     key: None,
                     expiration: None,
                     reference: Some(Reference::Integer(reference)),
+                    attributes: None,
+                    registered: None,
                 }
             })
             .collect()
@@ -295,8 +299,7 @@ impl World {
             } else {
                 To::Subscriptions(Subscriptions { good, rejected: Vec::new() })
             },
-            content_type: ContentType::Opaque,
-            body: Bytes::from_static(b"hello"),
+            payload: Payload::opaque(Bytes::from_static(b"hello")),
             ttl: if new.short { 60 } else { 2_419_200 },
             urgency: Urgency::ALL[usize::from(new.urgency)],
             topic: new.topic.map(|topic| Arc::from(format!("topic{topic}"))),
@@ -309,6 +312,9 @@ impl World {
             // Makes a list of however few.
             rate: (new.kind == Kind::List).then_some(1e6),
             spread: None,
+            scope: None,
+            when_offline: false,
+            fallback: None,
         };
         let services = &self.running.as_ref().expect("it runs").store.services;
         let preparing =
@@ -438,10 +444,12 @@ impl World {
             subscriptions: Subscriptions { good, rejected: Vec::new() },
             step: Some(step),
         };
-        let services = &self.running.as_ref().expect("it runs").store.services;
+        let store = &self.running.as_ref().expect("it runs").store;
+        let message = store.list_message(crate::store::live::ListKey::of(id)).expect("read").expect("it is there");
+        let services = &store.services;
         let preparing =
             Preparing { now: clock::now(), ttl0_patience: Duration::from_secs(5), first_key: KeyId([0; 8]), services };
-        let op = prepare_add(add, &self.apps[0], None, self.apps.clone(), &preparing);
+        let op = prepare_add(add, &message, self.apps.clone(), &preparing);
         match &self.hand_over(vec![op])[..] {
             [Done::Added { duplicate: false, .. }] => {
                 self.messages[index].recipients.extend(references);

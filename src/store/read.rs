@@ -10,10 +10,11 @@ use crate::ingest::request::{By, State};
 use crate::message::{Ending, MessageId, UnixMillis};
 use crate::store::commit::Apps;
 use crate::store::key;
-use crate::store::live::{List, ListKey, ending, retries};
+use crate::store::live::{List, ListKey, Walk, ending, retries};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, Take};
-use crate::store::writer::{StatsKey, read_list};
+use crate::store::registry::row::feedback_counts_key;
+use crate::store::writer::{StatsKey, feedback_counts, read_list};
 use crate::store::{ReadError, Store, family, list_state, number};
 
 /// Lists that one `list_messages` looks at; where there are more it says where to go on.
@@ -33,6 +34,10 @@ pub struct Status {
     pub counts: Counts,
     pub in_flight: u64,
     pub rate: Option<f64>,
+    /// Shown, clicked, dismissed.
+    pub feedback: [u64; 3],
+    /// Of a campaign: how much of its walk is done, from 0 to 1.
+    pub walked: Option<f64>,
 }
 
 /// An event as it is kept: its number and its JSON, without the cursor.
@@ -64,6 +69,12 @@ impl Store {
         }
     }
 
+    /// How many receipts of a message have come back: shown, clicked, dismissed.
+    pub fn feedback(&self, id: MessageId) -> Result<[u64; 3], ReadError> {
+        let row = self.reader()?.value(family::FEEDBACK, feedback_counts_key(id))?;
+        Ok(row.map_or([0; 3], |row| feedback_counts(&row)))
+    }
+
     pub(super) fn stored_list(&self, key: ListKey) -> Result<Option<List>, ReadError> {
         let reader = self.reader()?;
         let row = |which| reader.value(family::MESSAGE, message_key(key, which));
@@ -91,10 +102,19 @@ impl Store {
             () if message.at > now => State::Scheduled,
             () => State::Sending,
         };
+        let walked = list.wanted.as_ref().map(|_| match &stored.walks {
+            None => 0.0,
+            Some(walks) => {
+                let of = |walk: &Walk| (walk.passed.min(walk.last), walk.last);
+                let (done, all) = walks.values().map(of).fold((0, 0), |sum, walk| (sum.0 + walk.0, sum.1 + walk.1));
+                if all == 0 { 1.0 } else { done as f64 / all as f64 }
+            }
+        });
         Status {
             id: message.id,
             state,
-            open: !stored.closed,
+            // What ended with a campaign is told in one event, which comes last.
+            open: !stored.closed || stored.unreported > 0,
             label: message.label.clone(),
             reference: message.reference.clone(),
             at: message.at,
@@ -103,6 +123,8 @@ impl Store {
             counts: stored.counts,
             in_flight: in_flight.min(stored.counts.pending()),
             rate: stored.rate,
+            feedback: self.feedback(message.id).unwrap_or_default(),
+            walked,
         }
     }
 
@@ -160,6 +182,8 @@ impl Store {
             counts,
             in_flight,
             rate: None,
+            feedback: self.feedback(head.id)?,
+            walked: None,
         })
     }
 

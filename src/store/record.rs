@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::message::{
-    BatchId, ContentType, Delivery, DeliveryId, Encoding, Endpoint, KeyId, Lane, Message, MessageId, Recipient, Reference,
-    Service, SubscriptionId, UnixMillis, Urgency,
+    AccountHash, Attributes, BatchId, ContentType, Delivery, DeliveryId, Encoding, Endpoint, KeyId, Lane, Message, MessageId,
+    Name, Recipient, Reference, Registered, Segment, Service, SubscriptionId, SubscriptionKey, UnixMillis, Urgency,
 };
 
 /// Version of all rows that this program writes.
@@ -170,10 +170,30 @@ const HAS_KEY: u8 = 2;
 const HAS_EXPIRATION: u8 = 4;
 const REFERENCE_TEXT: u8 = 8;
 const REFERENCE_INTEGER: u8 = 16;
+const HAS_ATTRIBUTES: u8 = 32;
+/// It is the registry's: only where it is kept stands here.
+const REGISTERED: u8 = 64;
+const TO_ACCOUNT: u8 = 128;
 
 /// Appends a recipient.
 pub fn put_recipient(put: &mut Put, recipient: &Recipient) {
+    if let Some(Registered { key, account, .. }) = &recipient.registered {
+        let flags = REGISTERED | if account.is_some() { TO_ACCOUNT } else { 0 };
+        put.u16(key.service.0).u8(flags).u64(key.serial).bytes(&recipient.subscription_id().0);
+        if let Some(account) = account {
+            put.bytes(&account.0);
+        }
+        return;
+    }
+    put_whole_recipient(put, recipient);
+}
+
+/// Appends all of a recipient, also if it is the registry's.
+pub fn put_whole_recipient(put: &mut Put, recipient: &Recipient) {
     let mut flags = 0;
+    if recipient.attributes.is_some() {
+        flags |= HAS_ATTRIBUTES;
+    }
     if recipient.encoding == Encoding::Aesgcm {
         flags |= AESGCM;
     }
@@ -205,12 +225,72 @@ pub fn put_recipient(put: &mut Put, recipient: &Recipient) {
             put.bytes(&number.to_be_bytes());
         }
     }
+    if let Some(attributes) = &recipient.attributes {
+        put_attributes(put, attributes);
+    }
+}
+
+/// Appends attributes.
+pub fn put_attributes(put: &mut Put, attributes: &Attributes) {
+    put.u16(u16::try_from(attributes.len()).expect("limits.rs bounds attributes"));
+    for (name, value) in attributes {
+        put.short(name.as_bytes()).short(value.as_bytes());
+    }
+}
+
+/// The attributes at the reader's position.
+pub fn take_attributes(take: &mut Take) -> Result<Attributes, Corrupt> {
+    let mut attributes = Attributes::new();
+    for _ in 0..take.u16()? {
+        let name = take.str()?;
+        attributes.insert(name, take.text()?.into());
+    }
+    Ok(attributes)
+}
+
+/// Appends a segment.
+pub fn put_segment(put: &mut Put, segment: &Segment) {
+    let Segment { tags_any, tags_all, tags_none, attributes } = segment;
+    for names in [tags_any, tags_all, tags_none] {
+        put_names(put, names);
+    }
+    put_attributes(put, attributes);
+}
+
+/// The segment at the reader's position.
+pub fn take_segment(take: &mut Take) -> Result<Segment, Corrupt> {
+    Ok(Segment {
+        tags_any: take_names(take)?,
+        tags_all: take_names(take)?,
+        tags_none: take_names(take)?,
+        attributes: take_attributes(take)?,
+    })
+}
+
+/// Appends names: tags or scopes.
+pub fn put_names(put: &mut Put, names: &[Name]) {
+    put.u16(u16::try_from(names.len()).expect("limits.rs bounds names"));
+    for name in names {
+        put.short(name.as_bytes());
+    }
+}
+
+/// The names at the reader's position.
+pub fn take_names(take: &mut Take) -> Result<Vec<Name>, Corrupt> {
+    let count = take.u16()?;
+    (0..count).map(|_| take.str()).collect()
 }
 
 /// The recipient at the reader's position.
 pub fn take_recipient(take: &mut Take) -> Result<Recipient, Corrupt> {
     let service = Service(take.u16()?);
     let flags = take.u8()?;
+    if flags & REGISTERED != 0 {
+        let key = SubscriptionKey { service, serial: take.u64()? };
+        let id = SubscriptionId(take.array()?);
+        let account = if flags & TO_ACCOUNT != 0 { Some(AccountHash(take.array()?)) } else { None };
+        return Ok(Recipient::unread(Registered { key, id, account }));
+    }
     let origin_len = take.u16()?;
     let endpoint = take.short()?;
     if usize::from(origin_len) > endpoint.len() || !endpoint.is_ascii() {
@@ -227,6 +307,7 @@ pub fn take_recipient(take: &mut Take) -> Result<Recipient, Corrupt> {
     } else {
         None
     };
+    let attributes = if flags & HAS_ATTRIBUTES != 0 { Some(Arc::new(take_attributes(take)?)) } else { None };
     Ok(Recipient {
         service,
         endpoint: Endpoint::from_checked(endpoint, origin_len),
@@ -236,6 +317,8 @@ pub fn take_recipient(take: &mut Take) -> Result<Recipient, Corrupt> {
         key,
         expiration,
         reference,
+        attributes,
+        registered: None,
     })
 }
 
@@ -243,6 +326,9 @@ pub fn take_recipient(take: &mut Take) -> Result<Recipient, Corrupt> {
 pub fn skip_recipient(take: &mut Take) -> Result<(), Corrupt> {
     take.skip(2)?;
     let flags = take.u8()?;
+    if flags & REGISTERED != 0 {
+        return take.skip(8 + 12 + if flags & TO_ACCOUNT != 0 { 8 } else { 0 });
+    }
     take.skip(2)?;
     let endpoint = usize::from(take.u16()?);
     take.skip(endpoint + 65 + 16)?;
@@ -253,16 +339,21 @@ pub fn skip_recipient(take: &mut Take) -> Result<(), Corrupt> {
     } else if flags & REFERENCE_INTEGER != 0 {
         take.skip(8)?;
     }
+    if flags & HAS_ATTRIBUTES != 0 {
+        take_attributes(take)?;
+    }
     Ok(())
 }
 
 /// Appends what the recipients of a message share. The first 16 bytes are its id.
 pub fn put_message(put: &mut Put, message: &Message) {
     put.u128(message.id.0);
-    put.u8(u8::from(message.ttl_zero) | if message.content_type == ContentType::Notification { 2 } else { 0 });
+    let notification = message.content_type == ContentType::Notification;
+    let flags = [message.ttl_zero, notification, message.when_offline, message.template, message.receipt_at.is_some()];
+    put.u8((0..).zip(flags).map(|(bit, set)| u8::from(set) << bit).sum());
     put.u8(message.urgency as u8).u64(message.at.0).u64(message.expires.0).short(message.app.as_bytes());
     put.maybe(message.topic.as_deref()).maybe(message.label.as_deref()).maybe(message.reference.as_deref());
-    put.short(&message.body);
+    put.maybe(message.scope.as_deref()).u16(message.receipt_at.unwrap_or(0)).short(&message.body);
 }
 
 /// The message at the reader's position.
@@ -277,10 +368,14 @@ pub fn take_message(take: &mut Take) -> Result<Message, Corrupt> {
         expires: UnixMillis(take.u64()?),
         ttl_zero: flags & 1 != 0,
         content_type: if flags & 2 != 0 { ContentType::Notification } else { ContentType::Opaque },
+        when_offline: flags & 4 != 0,
+        template: flags & 8 != 0,
         app: take.str()?,
         topic: take.maybe()?,
         label: take.maybe()?,
         reference: take.maybe()?,
+        scope: take.maybe()?,
+        receipt_at: Some(take.u16()?).filter(|_| flags & 16 != 0),
         body: take.short()?,
     })
 }
@@ -405,7 +500,18 @@ pub fn read_chunk_row(
 }
 
 fn first_attempt(id: DeliveryId, message: Arc<Message>, recipient: Recipient) -> Delivery {
-    Delivery { id, message, recipient, attempts: 0, tried_keys: 0, shrink: false, due: None }
+    Delivery {
+        id,
+        message,
+        recipient,
+        attempts: 0,
+        tried_keys: 0,
+        shrink: false,
+        due: None,
+        account: None,
+        lost: None,
+        unproven: false,
+    }
 }
 
 /// A row of `due`: a copy of what the delivery needs. A list's delivery names its message, whose row has the body.
@@ -430,13 +536,25 @@ pub fn read_due_row(
     let (attempts, tried_keys, shrink) = (take.u8()?, take.u8()?, take.u8()? != 0);
     let message = match id.batch {
         BatchId::Commit { .. } => Arc::new(take_message(&mut take)?),
-        BatchId::Chunk { .. } => match list() {
+        BatchId::Chunk { .. } | BatchId::Stretch { .. } => match list() {
             Some(message) => message,
             None => return Ok(None),
         },
     };
     let recipient = take_recipient(&mut take)?;
-    Ok(Some(Box::new(Delivery { id, message, recipient, attempts, tried_keys, shrink, due: Some(due) })))
+    let delivery = Delivery {
+        id,
+        message,
+        recipient,
+        attempts,
+        tried_keys,
+        shrink,
+        due: Some(due),
+        account: None,
+        lost: None,
+        unproven: false,
+    };
+    Ok(Some(Box::new(delivery)))
 }
 
 /// Appends a lane.
@@ -454,6 +572,8 @@ pub fn take_lane(take: &mut Take) -> Result<Lane, Corrupt> {
 pub struct HeadRecipient {
     pub id: DeliveryId,
     pub subscription: SubscriptionId,
+    /// The account the message is addressed to, if it is.
+    pub account: Option<AccountHash>,
     pub reference: Option<Reference>,
 }
 
@@ -479,10 +599,12 @@ pub fn put_head(put: &mut Put, head: &Head) {
         let BatchId::Commit { lane, piece, .. } = recipient.id.batch else { unreachable!("a head is of singles") };
         put_lane(put, lane);
         put.u16(piece).u16(recipient.id.index).bytes(&recipient.subscription.0);
-        match &recipient.reference {
-            None => put.u8(0),
-            Some(Reference::Text(text)) => put.u8(1).short(text.as_bytes()),
-            Some(Reference::Integer(number)) => put.u8(2).bytes(&number.to_be_bytes()),
+        match (&recipient.reference, &recipient.account) {
+            (None, None) => put.u8(0),
+            (Some(Reference::Text(text)), _) => put.u8(1).short(text.as_bytes()),
+            (Some(Reference::Integer(number)), _) => put.u8(2).bytes(&number.to_be_bytes()),
+            // Only raw subscriptions have a reference.
+            (None, Some(account)) => put.u8(3).bytes(&account.0),
         };
     }
 }
@@ -505,13 +627,17 @@ pub fn take_head(take: &mut Take, commit: u64) -> Result<Head, Corrupt> {
         head.recipients.push(HeadRecipient {
             id: DeliveryId { batch, index: take.u16()? },
             subscription: SubscriptionId(take.array()?),
-            reference: match take.u8()? {
-                0 => None,
-                1 => Some(Reference::Text(take.text()?.to_owned())),
-                2 => Some(Reference::Integer(i64::from_be_bytes(take.array()?))),
-                _ => return Err(Corrupt),
-            },
+            account: None,
+            reference: None,
         });
+        let last = head.recipients.last_mut().expect("one was pushed");
+        match take.u8()? {
+            0 => {}
+            1 => last.reference = Some(Reference::Text(take.text()?.to_owned())),
+            2 => last.reference = Some(Reference::Integer(i64::from_be_bytes(take.array()?))),
+            3 => last.account = Some(AccountHash(take.array()?)),
+            _ => return Err(Corrupt),
+        }
     }
     Ok(head)
 }
@@ -578,6 +704,8 @@ pub mod samples {
             key: None,
             expiration: None,
             reference: Some(Reference::Integer(i64::from(n))),
+            attributes: None,
+            registered: None,
         }
     }
 
@@ -593,8 +721,12 @@ pub mod samples {
             topic: None,
             label: Some(Arc::from("news")),
             reference: None,
+            scope: None,
+            when_offline: false,
             content_type: ContentType::Opaque,
             body: Bytes::from(format!("body {n}")),
+            template: false,
+            receipt_at: None,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! gets a row in `expiry` at its earliest deadline; when that time has come the row is looked at, so an expiry is told within
 //! 60 s of the deadline without anything being scanned whole, and the happy path writes nothing for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,12 +14,16 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
-use crate::message::{BatchId, Delivery, Ending, Lane, UnixMillis};
+use crate::message::{BatchId, Delivery, DeliveryId, Ending, Lane, Service, UnixMillis};
+use crate::store::erase::Erasure;
 use crate::store::key::{self, DueKey, Waiting, WorkKey};
-use crate::store::live::{Holder, lanes_of};
+use crate::store::live::{Holder, List, ListKey, lanes_of, subscription_hash};
 use crate::store::load::DueClaim;
 use crate::store::record::{self, Take};
-use crate::store::writer::{Settle, Settled, Settlement, StoredRule, read_list, read_rule, rule_key};
+use crate::store::registry::account_hash;
+use crate::store::registry::row::{self, Fallback};
+use crate::store::registry::walk::Shape;
+use crate::store::writer::{Decided, Settle, Settled, Settlement, StoredRule, read_list, read_rule, rule_key};
 use crate::store::{ReadError, Store, family, list_state};
 
 /// What waits unread is aged after this long, in milliseconds.
@@ -76,9 +80,11 @@ impl Sweep {
             if std::mem::take(&mut cancellations) && self.sweep_cancelled().is_err() {
                 cancellations = true;
             }
+            self.compact_erased();
+            let _retried = self.count_rest().and_then(|()| self.look_at_fallbacks(now));
             if looked.is_none_or(|at| at.elapsed() >= EVERY) {
                 looked = Some(Instant::now());
-                let _retried = self.age(now).and_then(|()| self.expire(now));
+                let _retried = self.age(now).and_then(|()| self.expire(now)).and_then(|()| self.look(now));
             }
             if forgot.is_none_or(|at| at.elapsed() >= forget_every) {
                 forgot = Some(Instant::now());
@@ -258,16 +264,22 @@ impl Sweep {
             rules.extend(read_rule(Bytes::copy_from_slice(value)).ok().filter(|rule| !rule.swept));
             true
         })?;
+        // One that is erased with its account is met on both words, and counted once.
+        let mut met = HashSet::new();
         for rule in rules {
+            let mut cancelled = 0;
             for lane in self.lanes() {
-                self.sweep_lane(lane, &rule)?;
+                cancelled += self.sweep_lane(lane, &rule, &mut met)?;
             }
+            self.store.erasures.swept(&rule.holder, cancelled);
             self.send(Settle::Swept(rule.holder, rule.upto));
         }
-        Ok(())
+        self.blank_erased()
     }
 
-    fn sweep_lane(&self, lane: Lane, rule: &StoredRule) -> Result<(), ReadError> {
+    /// Gives how many it has found for an erasure that were not met before.
+    fn sweep_lane(&self, lane: Lane, rule: &StoredRule, met: &mut HashSet<DeliveryId>) -> Result<u64, ReadError> {
+        let mut cancelled = 0;
         let concerns = |delivery: &Delivery| {
             let message = &delivery.message;
             (message.id.commit(), message.id.place()) < rule.upto
@@ -275,6 +287,8 @@ impl Sweep {
                     Holder::Message(id) => message.id == *id,
                     Holder::Label(app, label) => message.app == *app && message.label.as_ref() == Some(label),
                     Holder::App(app) => message.app == *app,
+                    Holder::Account(who) => delivery.recipient.registered.and_then(|one| one.account) == Some(*who),
+                    Holder::Subscription(hash) => subscription_hash(delivery.recipient.subscription_id()) == *hash,
                 }
         };
         let prefix = key::lane_prefix(lane);
@@ -306,13 +320,251 @@ impl Sweep {
                         found.push(delivery);
                     }
                 }
-                self.send(Settle::Cancelled(found));
+                if rule.erases() {
+                    cancelled += found.iter().filter(|delivery| met.insert(delivery.id)).count() as u64;
+                }
+                self.send(Settle::Cancelled(found, if rule.erases() { "erased" } else { "cancelled" }));
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(ReadError);
                 }
             }
         }
+        Ok(cancelled)
+    }
+
+    /// Walks campaigns that are over to their end without sending, so that the rest is counted.
+    fn count_rest(&self) -> Result<(), ReadError> {
+        for (key, list) in self.store.lists.all() {
+            let Some(wanted) = &list.wanted else { continue };
+            let services: Vec<Service> = {
+                let state = list_state(&list);
+                match &state.walks {
+                    Some(walks) if state.over.is_some() && !state.closed => walks.keys().copied().collect(),
+                    _ => continue,
+                }
+            };
+            let path = self.store.path(wanted)?;
+            for service in services {
+                while self.store.open_stretch(&list, &path, service)?.is_some() {
+                    if self.stop.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    self.count_open(key, &list, service)?;
+                }
+                self.count_open(key, &list, service)?;
+            }
+            self.send(Settle::Walked(key));
+        }
         Ok(())
+    }
+
+    /// Ends what of the open stretches of a walk nobody is busy with.
+    fn count_open(&self, key: ListKey, list: &List, service: Service) -> Result<(), ReadError> {
+        let open: Vec<Arc<Shape>> = {
+            let state = list_state(list);
+            let walk = state.walks.as_ref().and_then(|walks| walks.get(&service));
+            walk.map_or_else(Vec::new, |walk| {
+                walk.open.values().filter(|open| !open.done).map(|open| open.shape.clone()).collect()
+            })
+        };
+        for shape in open {
+            let id = list.message.id;
+            let (commit, place) = (id.commit(), id.place());
+            let batch =
+                self.store.stretch(BatchId::Stretch { commit, place, lane: list.lane(service), first: shape.first }, &shape)?;
+            let claimed = batch.claim(0, u16::MAX);
+            if claimed.is_empty() {
+                continue;
+            }
+            match self.store.judge(&batch, list, &claimed) {
+                Ok((matched, absent)) => {
+                    let matched = matched.iter().map(|delivery| delivery.id.index).collect();
+                    self.send(Settle::Rest { batch, list: key, matched, absent });
+                }
+                Err(error) => {
+                    claimed.iter().for_each(|place| batch.release(*place));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Subscriptions whose `expirationTime` has passed, and gone ones that cannot be undone any more.
+    fn look(&self, now: UnixMillis) -> Result<(), ReadError> {
+        let mut keys = Vec::new();
+        let mut end = vec![4];
+        end.extend(now.plus(1).0.to_be_bytes());
+        self.store.reader()?.scan(family::INDEX, &[4], &end, |row, _| {
+            if let (Some(time), Ok(key)) = (row.get(1..).and_then(|row| row.first_chunk()), row::take_key(row)) {
+                keys.push((UnixMillis(u64::from_be_bytes(*time)), key));
+            }
+            keys.len() < SLICE
+        })?;
+        if !keys.is_empty() {
+            self.send(Settle::Look(keys));
+        }
+        Ok(())
+    }
+
+    /// Decides fallbacks whose time has come.
+    fn look_at_fallbacks(&self, now: UnixMillis) -> Result<(), ReadError> {
+        let mut due: Vec<(Vec<u8>, Bytes)> = Vec::new();
+        let mut end = vec![7];
+        end.extend(now.plus(1).0.to_be_bytes());
+        self.store.reader()?.scan(family::INDEX, &[7], &end, |row, value| {
+            due.push((row.to_vec(), Bytes::copy_from_slice(value)));
+            due.len() < SLICE
+        })?;
+        for (key, value) in due {
+            let Ok(fallback) = Fallback::decode(value) else {
+                self.store.corrupt(family::INDEX);
+                continue;
+            };
+            let decided = self.decide(&fallback, now)?;
+            self.send(Settle::Fallback(key, Box::new(fallback), decided));
+        }
+        Ok(())
+    }
+
+    fn decide(&self, fallback: &Fallback, now: UnixMillis) -> Result<Decided, ReadError> {
+        let forgotten = self.store.head(fallback.id)?.is_none() && self.store.list_message(ListKey::of(fallback.id))?.is_none();
+        if forgotten {
+            // `messages.retention` is over before the fallback's time: whether somebody was reached is not known any more.
+            return Ok(Decided::Reached);
+        }
+        if self.is_erased(fallback) {
+            return Ok(Decided::Reached);
+        }
+        let reader = self.store.reader()?;
+        let mut waits = false;
+        for (delivery, subscription) in &fallback.deliveries {
+            let row = reader.value(family::OUTCOME, key::batch_key(&delivery.batch))?;
+            let byte = row.as_ref().and_then(|bytes| bytes.get(usize::from(delivery.index))).copied().unwrap_or(0);
+            let ending = match super::live::ending(byte) {
+                None => self.list_over(&delivery.batch)?,
+                ending => ending,
+            };
+            let reached = match ending {
+                Some(Ending::Accepted) if !fallback.shown => true,
+                // Withdrawn, or replaced by something newer.
+                Some(Ending::Cancelled) => true,
+                Some(Ending::Skipped) if fallback.when_offline => true,
+                None => {
+                    waits = true;
+                    false
+                }
+                Some(_) => false,
+            };
+            let shown = || -> Result<bool, ReadError> {
+                let row = reader.value(family::FEEDBACK, row::feedback_key(fallback.id, *subscription))?;
+                Ok(row.is_some_and(|row| row.first().is_some_and(|bits| *bits > 0)))
+            };
+            if reached || fallback.shown && shown()? {
+                return Ok(Decided::Reached);
+            }
+        }
+        // It is on the page: what waits for the account to go offline is not unreachable yet.
+        let online = fallback.when_offline && waits && {
+            let hash = self.store.registry.app(&fallback.app).map(|app| account_hash(app, &fallback.account));
+            hash.is_some_and(|who| super::live::lock(&self.store.presence).holds_back(who, now))
+        };
+        if online && now < fallback.expires {
+            return Ok(Decided::Again(now.plus(fallback.after.max(1_000))));
+        }
+        Ok(Decided::Unreachable)
+    }
+
+    /// How all that was not in flight of a batch's list ended: that is not in the bytes.
+    fn list_over(&self, batch: &BatchId) -> Result<Option<Ending>, ReadError> {
+        let Some(key) = ListKey::of_batch(batch) else { return Ok(None) };
+        let list = match self.store.lists.get(key) {
+            None => self.store.stored_list(key)?,
+            Some(list) => return Ok(list_state(&list).over),
+        };
+        Ok(list.and_then(|list| list_state(&list).over))
+    }
+
+    /// Blanks what the logs say of those that were erased, once nothing waits for them any more: all of them in one look.
+    fn blank_erased(&self) -> Result<(), ReadError> {
+        let erasures = self.store.erasures.ready();
+        if erasures.is_empty() {
+            return Ok(());
+        }
+        match self.blank_logs(&erasures) {
+            Ok((blanked, put, ranges)) => {
+                self.send(Settle::Forget { ranges, put });
+                erasures.into_iter().zip(blanked).for_each(|(erasure, blanked)| erasure.done(blanked));
+                self.store.erasures.want_compaction();
+                Ok(())
+            }
+            Err(error) => {
+                self.store.erasures.give_back(erasures);
+                Err(error)
+            }
+        }
+    }
+
+    /// How many events are blanked for each, and what is to be written.
+    fn blank_logs(&self, erasures: &[Erasure]) -> Result<(Vec<u64>, Puts, Ranges), ReadError> {
+        let mut blanked = vec![0; erasures.len()];
+        let (mut put, mut ranges): (Puts, Ranges) = (Vec::new(), Vec::new());
+        self.store.reader()?.scan(family::EVENTS, &[], &[255; 9], |row, value| {
+            let mut blank: Option<Vec<u8>> = None;
+            for (erasure, blanked) in erasures.iter().zip(&mut blanked) {
+                if let Some((value, count)) = erasure.blank_events(blank.as_deref().unwrap_or(value)) {
+                    *blanked += count;
+                    blank = Some(value);
+                }
+            }
+            put.extend(blank.map(|value| (family::EVENTS, row.to_vec(), value)));
+            true
+        })?;
+        self.store.reader()?.scan(family::HEAD, &[], &[255; 11], |row, value| {
+            let mut blank: Option<Vec<u8>> = None;
+            for erasure in erasures {
+                blank = erasure.blank_heads(row, blank.as_deref().unwrap_or(value)).or(blank);
+            }
+            put.extend(blank.map(|value| (family::HEAD, row.to_vec(), value)));
+            true
+        })?;
+        self.store.reader()?.scan(family::FEEDBACK, &[], &[255; 23], |row, _| {
+            if erasures.iter().any(|erasure| erasure.names(row)) {
+                ranges.push((family::FEEDBACK, row.to_vec(), just_behind(row)));
+            }
+            true
+        })?;
+        self.store.reader()?.scan(family::INDEX, &[7], &[8], |row, value| {
+            if let Ok(fallback) = Fallback::decode(Bytes::copy_from_slice(value))
+                && self.is_erased(&fallback)
+            {
+                ranges.push((family::INDEX, row.to_vec(), just_behind(row)));
+            }
+            true
+        })?;
+        Ok((blanked, put, ranges))
+    }
+
+    /// Whether its account was erased after its message had come.
+    fn is_erased(&self, fallback: &Fallback) -> bool {
+        let Some(app) = self.store.registry.app(&fallback.app) else { return false };
+        let who = Holder::Account(account_hash(app, &fallback.account));
+        let before = (fallback.id.commit(), fallback.id.place());
+        self.store.rules.load().cancelled.get(&who).is_some_and(|upto| before < *upto)
+    }
+
+    /// What was erased leaves the files as well: some seconds after it, and once an hour at most, for it costs as much as copying
+    /// the store.
+    fn compact_erased(&self) {
+        if !self.store.erasures.compaction_due() {
+            return;
+        }
+        let store = self.store.clone();
+        std::thread::spawn(move || {
+            if store.compact().is_err() {
+                store.erasures.want_compaction();
+            }
+        });
     }
 
     /// Drops what is kept no longer.
@@ -455,6 +707,10 @@ impl Sweep {
                         && list_state(&list).ended_at.is_some_and(|ended| ended.plus(retention) <= now)
                     {
                         ranges.push((family::MESSAGE, prefix.clone(), key::after_prefix(&prefix)));
+                        if list.keeps_outcomes {
+                            let outcomes = key::outcome_list_prefix(list.message.id.commit(), list.message.id.place());
+                            ranges.push((family::OUTCOME, outcomes.clone(), key::after_prefix(&outcomes)));
+                        }
                     }
                 }
                 _ => {}
@@ -493,12 +749,29 @@ impl Sweep {
     }
 }
 
+/// For tests that play the sweep's thread themselves.
+#[cfg(test)]
+impl Sweep {
+    /// What it does all the time.
+    pub(super) fn play(&self, now: UnixMillis) {
+        let swept = self.sweep_cancelled().and_then(|()| self.count_rest());
+        swept.and_then(|()| self.look_at_fallbacks(now)).expect("the store is open");
+    }
+}
+
 type Ranges = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
 type Puts = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
 
 fn forget_commits(from: u64, to: u64, ranges: &mut Ranges) {
     ranges.push((family::HEAD, key::head_key(from, 0), key::head_key(to, 0)));
+    ranges.push((family::FEEDBACK, key::head_key(from, 0), key::head_key(to, 0)));
     ranges.push((family::OUTCOME, key::outcome_commit_prefix(from), key::outcome_commit_prefix(to)));
+}
+
+fn just_behind(row: &[u8]) -> Vec<u8> {
+    let mut behind = row.to_vec();
+    behind.push(0);
+    behind
 }
 
 fn linger_key(commit: u64) -> Vec<u8> {

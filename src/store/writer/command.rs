@@ -5,12 +5,12 @@ use std::sync::Arc;
 use crate::clock;
 use crate::ingest::request::{Code, Target};
 use crate::message::{Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
-use crate::store::commit::{Apps, Done, subscription_id};
+use crate::store::commit::{Apps, Done};
 use crate::store::key::{self, DueKey};
 use crate::store::live::{Holder, List, ListKey};
 use crate::store::record::{self, Head};
 use crate::store::writer::Writer;
-use crate::store::writer::event::Event;
+use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{holder_prefix, holder_row, rule_key, rule_row};
 use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, family, list_state};
@@ -89,6 +89,7 @@ impl Writer {
         now: UnixMillis,
     ) {
         let Pursuit { id, ending, reason } = *pursuit;
+        self.ended_by_now += 1;
         let entry = head.and_then(|head| head.recipients.iter().find(|recipient| recipient.id == delivery));
         let (app, label, message_ref) = match (head, list) {
             (Some(head), _) => (head.app.clone(), head.label.clone(), head.reference.clone()),
@@ -98,25 +99,24 @@ impl Writer {
         let service = delivery.batch.lane().service;
         let key = self.settings.first_keys.get(&app).copied();
         self.ended(1, ending, &app, label.as_ref(), service, key, now);
-        let known = entry
-            .map(|entry| entry.subscription)
-            .or_else(|| loaded.map(|delivery| subscription_id(delivery.recipient.endpoint.as_str())));
+        let known = entry.map(|entry| entry.subscription).or_else(|| loaded.map(|delivery| delivery.recipient.subscription_id()));
         let told: Option<&dyn Fn() -> SubscriptionId> = None;
         let subscription = move || known.expect("only called if it is known");
         self.event(&Event {
             time: now,
-            ending,
-            id,
+            what: What::Ended(ending),
+            id: Some(id),
             message_ref: message_ref.as_deref(),
             label: label.as_deref(),
             subscription: if known.is_some() { Some(&subscription) } else { told },
             reference: entry
                 .and_then(|entry| entry.reference.as_ref())
                 .or_else(|| loaded.and_then(|delivery| delivery.recipient.reference.as_ref())),
+            account: None,
             app: &app,
             service: Some(service),
             status: None,
-            reason,
+            reason: Some(reason),
             count: None,
         });
     }
@@ -137,6 +137,7 @@ impl Writer {
             Holder::Message(id) => list.message.id == *id,
             Holder::Label(app, label) => list.message.app == *app && list.message.label.as_ref() == Some(label),
             Holder::App(app) => list.message.app == *app,
+            Holder::Account(_) | Holder::Subscription(_) => false,
         });
         lists
     }

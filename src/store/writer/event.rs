@@ -1,22 +1,44 @@
 //! One event of the log, as JSON.
 
+use crate::ingest::request::EventType;
 use crate::message::{Ending, MessageId, Reference, Service, SubscriptionId, UnixMillis};
 use crate::store::Store;
 
+/// What an event tells of.
+#[derive(Clone, Copy)]
+pub(super) enum What {
+    Ended(Ending),
+    Feedback(EventType),
+    Unreachable,
+}
+
+impl What {
+    pub(super) fn kind(self) -> EventType {
+        match self {
+            What::Ended(ending) => EventType::Ended(ending),
+            What::Feedback(kind) => kind,
+            What::Unreachable => EventType::Unreachable,
+        }
+    }
+}
+
 /// What an event tells.
+#[derive(Clone, Copy)]
 pub(super) struct Event<'a> {
     pub(super) time: UnixMillis,
-    pub(super) ending: Ending,
-    pub(super) id: MessageId,
+    pub(super) what: What,
+    /// None: it is of a subscription, not of a message.
+    pub(super) id: Option<MessageId>,
     pub(super) message_ref: Option<&'a str>,
     pub(super) label: Option<&'a str>,
     /// Hashing the endpoint costs: only done for events that are kept.
     pub(super) subscription: Option<&'a dyn Fn() -> SubscriptionId>,
     pub(super) reference: Option<&'a Reference>,
+    pub(super) account: Option<&'a str>,
     pub(super) app: &'a str,
     pub(super) service: Option<Service>,
     pub(super) status: Option<u16>,
-    pub(super) reason: &'a str,
+    pub(super) reason: Option<&'a str>,
     pub(super) count: Option<u64>,
 }
 
@@ -27,8 +49,10 @@ impl Event<'_> {
         let mut object = serde_json::Map::new();
         let mut put = |name: &str, value: serde_json::Value| object.insert(name.to_owned(), value);
         put("time", crate::ingest::reply::format_time(self.time).into());
-        put("type", self.ending.as_str().into());
-        put("message_id", self.id.to_string().into());
+        put("type", self.what.kind().as_str().into());
+        if let Some(id) = self.id {
+            put("message_id", id.to_string().into());
+        }
         if let Some(text) = self.message_ref {
             put("message_ref", text.into());
         }
@@ -48,6 +72,9 @@ impl Event<'_> {
                 put("ref", (*number).into());
             }
         }
+        if let Some(account) = self.account {
+            put("account", account.into());
+        }
         put("app", self.app.into());
         if let Some(service) = self.service {
             put("service", (*store.services.name(service)).into());
@@ -55,7 +82,9 @@ impl Event<'_> {
         if let Some(status) = self.status {
             put("status", status.into());
         }
-        put("reason", self.reason.into());
+        if let Some(reason) = self.reason {
+            put("reason", reason.into());
+        }
         if let Some(count) = self.count {
             put("count", count.into());
         }

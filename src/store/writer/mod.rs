@@ -9,13 +9,19 @@
 //! written after the store has been reopened; any other error ends the process.
 //!
 //! - `take`: committing; `command`: `cancel`, `pause`, `resume`, topics.
+//! - `registry`: subscriptions and accounts, over an `overlay` of the group's own changes; `campaign`: beginning and walking;
+//!   `parking`: presence, `mark_read`, fallbacks.
 //! - `settle`: settling; `write`: the synced batch, and a disk without space.
 //! - `news`: what the scheduler is told.
 //! - `rows`, `stats`, `event`: what is written, as bytes.
 
+mod campaign;
 mod command;
 mod event;
 mod news;
+mod overlay;
+mod parking;
+mod registry;
 mod rows;
 mod settle;
 mod stats;
@@ -23,10 +29,11 @@ mod take;
 mod write;
 
 pub use self::news::{Fresh, Latest, News};
+pub use self::registry::feedback_counts;
 pub use self::rows::{StoredRule, first_row_key, read_list, read_rule, rule_key};
 pub use self::stats::StatsKey;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -34,15 +41,21 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
+use crate::clock;
 use crate::ingest::request::EventType;
 use crate::limits::CHECKPOINT_OUTCOMES;
-use crate::message::{BatchId, Delivery, DeliveryId, Ending, KeyId, UnixMillis};
+use crate::message::{BatchId, Delivery, DeliveryId, Ending, KeyId, Service, SubscriptionId, SubscriptionKey, UnixMillis};
 use crate::store::commit::{Apps, Writes};
 use crate::store::key::{DueKey, Waiting};
-use crate::store::live::{Batch, Holder, List, ListKey, Upto};
+use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};
 use crate::store::record::{self, Take};
+use crate::store::registry::row::Fallback;
+use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
+use crate::store::writer::parking::load_presence;
+use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{holder_from, load_lists, load_rules};
+use crate::store::writer::settle::over_reason;
 use crate::store::writer::stats::Stats;
 use crate::store::{LastCommit, ReadError, Store, WriteError, family, list_state};
 
@@ -78,6 +91,27 @@ pub enum Settle {
     Stale(Vec<DueKey>),
     /// A list's deadline passed.
     Over(ListKey, Ending),
+    /// Places of a stretch where nobody is whom its campaign concerns.
+    Absent {
+        batch: Arc<Batch>,
+        list: ListKey,
+        places: Vec<u16>,
+    },
+    /// From `sweep`: recipients of a campaign that is over, claimed and not sent; and places where nobody is.
+    Rest {
+        batch: Arc<Batch>,
+        list: ListKey,
+        matched: Vec<u16>,
+        absent: Vec<u16>,
+    },
+    /// A walk of a campaign has come to its end.
+    Walked(ListKey),
+    /// A campaign's time has come: its walks begin.
+    Begin(ListKey),
+    /// From `sweep`: subscriptions whose time has come.
+    Look(Vec<(UnixMillis, SubscriptionKey)>),
+    /// From `sweep`: a fallback whose time has come, and has to be told, or looked at again then.
+    Fallback(Vec<u8>, Box<Fallback>, Decided),
     /// From `sweep`: rows of `expiry` to make and to drop.
     Expiry {
         put: Vec<(UnixMillis, Waiting)>,
@@ -88,12 +122,24 @@ pub enum Settle {
         ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
         put: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
     },
-    /// From `sweep`: deliveries of a cancelled label or app, read but not claimed. Those in flight are let finish.
-    Cancelled(Vec<Box<Delivery>>),
+    /// From `sweep`: deliveries of a cancelled label or app, or of somebody who is erased, read but not claimed; and why. Those in
+    /// flight are let finish.
+    Cancelled(Vec<Box<Delivery>>, &'static str),
     /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
     Swept(Holder, Upto),
     /// Ends the writer after a last checkpoint.
     Stop,
+}
+
+/// What is to become of a fallback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// Nobody was reached.
+    Unreachable,
+    /// Somebody was, or it does not matter any more.
+    Reached,
+    /// It still waits for the account to go offline.
+    Again(UnixMillis),
 }
 
 /// What the writer needs from the configuration.
@@ -106,6 +152,12 @@ pub struct Settings {
     pub first_keys: HashMap<Arc<str>, KeyId>,
     /// All apps.
     pub apps: Apps,
+    /// `registry.browsers_per_account`.
+    pub browsers_per_account: usize,
+    /// `registry.undo`, in milliseconds.
+    pub undo: u64,
+    /// `presence.grace`, in milliseconds.
+    pub grace: u64,
 }
 
 /// The writer's state.
@@ -121,6 +173,12 @@ pub struct Writer {
     checkpoint: Checkpoint,
     stats: Stats,
     releasing: VecDeque<Holder>,
+    /// The next subscription of each service gets this number.
+    next_serial: HashMap<Service, u64>,
+    /// Campaigns that are over and have met everybody: what ended with them is to be told.
+    walked_out: Vec<ListKey>,
+    /// Deliveries that commands have ended so far.
+    ended_by_now: u64,
     /// What is to end as soon as nobody is busy with it.
     pursued: HashMap<DeliveryId, Pursuit>,
     last_checkpoint: Instant,
@@ -148,6 +206,14 @@ struct Checkpoint {
     /// Other rows: family, key, and the value, or None where it goes.
     rows: Vec<Change>,
     ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,
+    /// What outcomes say of subscriptions, with the id of the endpoint that it is about.
+    verdicts: BTreeMap<SubscriptionKey, (SubscriptionId, Verdict)>,
+    /// Subscriptions whose time has come.
+    looked: BTreeSet<(UnixMillis, SubscriptionKey)>,
+    /// Those of them whose `expirationTime` has been told.
+    expired: BTreeSet<SubscriptionKey>,
+    /// Campaigns that begin with this checkpoint.
+    begun: Vec<ListKey>,
     /// Claims that end when it is on disk.
     release: Vec<(Arc<Batch>, u16)>,
     outcomes: usize,
@@ -194,8 +260,11 @@ impl Writer {
         drop(reader);
         store.pending.store(pending, Ordering::Relaxed);
         store.events_end.send_replace(events_end);
+        let next_serial = store.last_serials()?.into_iter().map(|(service, last)| (service, last + 1)).collect();
         load_rules(&store)?;
         load_lists(&store)?;
+        load_presence(&store, settings.grace)?;
+        know_apps(&store, &settings.apps)?;
         let mut writer = Writer {
             store,
             settings,
@@ -207,6 +276,9 @@ impl Writer {
             checkpoint: Checkpoint::default(),
             stats: Stats::default(),
             releasing,
+            next_serial,
+            walked_out: Vec::new(),
+            ended_by_now: 0,
             pursued: HashMap::new(),
             last_checkpoint: Instant::now(),
             last_first_rows: Instant::now(),
@@ -227,7 +299,7 @@ impl Writer {
                 (state.over.take(), state.done())
             };
             if let Some(ending) = over {
-                self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+                self.end_list(key, &list, ending, over_reason(ending));
             } else if done {
                 self.checkpoint.touch();
                 self.checkpoint.lists.insert(key, list);
@@ -255,7 +327,9 @@ impl Writer {
             self.try_reopen()?;
             return Ok(self.stopping && self.full.is_some());
         }
+        self.release_present();
         self.release_some();
+        self.report_campaigns();
         self.keep_first_rows();
         let (writes, group) = self.collect();
         let checkpoint_due = self.checkpoint.forced || self.checkpoint_due() || self.stopping;
@@ -266,7 +340,8 @@ impl Writer {
 
     /// Waits for work, at most until the next checkpoint is due.
     fn wait(&mut self) {
-        if self.stopping || !self.commits.is_empty() || !self.releasing.is_empty() && self.full.is_none() {
+        let more = !self.releasing.is_empty() || !self.walked_out.is_empty();
+        if self.stopping || !self.commits.is_empty() || more && self.full.is_none() {
             return;
         }
         let patience = match self.checkpoint.since {
@@ -275,6 +350,8 @@ impl Writer {
             Some(since) => self.settings.checkpoint_interval.saturating_sub(since.elapsed()),
             None => Duration::from_millis(500),
         };
+        let freed = lock(&self.store.presence).next().map(|time| Duration::from_millis(time.since(clock::now()).max(1)));
+        let patience = freed.map_or(patience, |freed| patience.min(freed));
         // Only readiness is waited for: `settle_all` and `collect` take what is there.
         let mut select = crossbeam_channel::Select::new();
         select.recv(&self.settles);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use crate::message::{Lane, Service, UnixMillis};
+use crate::message::{BatchId, Lane, Service, UnixMillis};
 use crate::store::key::WorkKey;
 use crate::store::live::{Batch, ListKey};
 
@@ -28,6 +28,8 @@ pub struct Latest {
     pub back_rows: HashMap<Lane, WorkKey>,
     /// Chunks that deliveries came back to: the first of each list and service.
     pub back_chunks: HashMap<(ListKey, Service), u32>,
+    /// Stretches of campaigns that deliveries came back to.
+    pub back_stretches: HashSet<BatchId>,
     /// Rows of `due` that were made, or that deliveries came back to: the earliest of each lane.
     pub due: HashMap<Lane, UnixMillis>,
     /// Lists that came, grew or changed otherwise.

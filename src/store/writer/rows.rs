@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::ingest::request::State;
-use crate::message::{DeliveryId, Ending, Lane, MessageId, Service, UnixMillis};
+use crate::message::{AccountHash, BatchId, DeliveryId, Ending, Lane, MessageId, Service, UnixMillis};
 use crate::store::commit::Done;
 use crate::store::key::{self, DueKey};
-use crate::store::live::{Holder, List, ListKey, ListState, Upto};
+use crate::store::live::{ABSENT, Holder, List, ListKey, ListState, Open, SubscriptionHash, Upto, WAITING, Walk, ending};
 use crate::store::record::{self, Put, Take};
+use crate::store::registry::walk::{Shape, Wanted};
 use crate::store::{ReadError, Store, family, list_state};
 
 pub(super) fn put_maybe_f64(put: &mut Put, value: Option<f64>) {
@@ -43,7 +44,37 @@ pub(super) fn list_counts_row(state: &ListState) -> Vec<u8> {
     for ended in state.counts.ended {
         put.u64(ended);
     }
+    // Of a campaign. Those in flight are known, but are met anew after a crash.
+    put.u64(state.counts.recipients).u64(state.settled).u64(state.unreported);
+    match &state.walks {
+        None => {
+            put.u8(0);
+        }
+        Some(walks) => {
+            put.u8(1).u16(u16::try_from(walks.len()).expect("services have 16 bits"));
+            for (service, walk) in walks {
+                put.u16(service.0).u64(walk.last).u64(walk.cursor()).u64(walk.passed);
+            }
+        }
+    }
     put.0
+}
+
+/// The row `message` of a list or a campaign.
+pub(super) fn list_message_row(message: &[u8], list: &List) -> Vec<u8> {
+    let mut row = Put::versioned();
+    row.bytes(message);
+    put_maybe_f64(&mut row, list.spread);
+    match &list.wanted {
+        None => {
+            row.u8(if list.keeps_outcomes { 2 } else { 0 });
+        }
+        Some(wanted) => {
+            row.u8(1).u16(wanted.app);
+            record::put_segment(&mut row, &wanted.segment);
+        }
+    }
+    row.0
 }
 
 /// A list's message, spread and state from its three rows.
@@ -51,6 +82,11 @@ pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) ->
     let mut take = Take::versioned(message)?;
     let message = Arc::new(record::take_message(&mut take)?);
     let spread = take_maybe_f64(&mut take)?;
+    let kind = take.u8()?;
+    let wanted = match kind {
+        0 | 2 => None,
+        _ => Some(Wanted { app: take.u16()?, scope: message.scope.clone(), segment: record::take_segment(&mut take)? }),
+    };
     let mut read = ListState::default();
     if let Some(row) = state {
         let mut take = Take::versioned(row)?;
@@ -74,9 +110,50 @@ pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) ->
         for ended in &mut read.counts.ended {
             *ended = take.u64()?;
         }
-        read.closed |= read.over.is_some();
+        let known = take.u64()?;
+        (read.settled, read.unreported) = (take.u64()?, take.u64()?);
+        if take.u8()? == 1 {
+            let mut walks = BTreeMap::new();
+            for _ in 0..take.u16()? {
+                let service = Service(take.u16()?);
+                let last = take.u64()?;
+                walks.insert(service, Walk { next: take.u64()?, passed: take.u64()?, ..Walk::new(last) });
+            }
+            read.walks = Some(walks);
+        }
+        if wanted.is_some() {
+            read.counts.recipients = known;
+            read.closed = read.walked();
+        } else {
+            read.closed |= read.over.is_some();
+        }
     }
-    Ok(List { message, spread, state: std::sync::Mutex::new(read) })
+    Ok(List { message, spread, wanted, keeps_outcomes: kind == 2, state: std::sync::Mutex::new(read) })
+}
+
+/// The stretches of a campaign that were opened before the start. What was in flight then is met anew.
+fn load_stretches(store: &Store, list: &List) -> Result<(), ReadError> {
+    let mut state = list_state(list);
+    state.counts.recipients = state.settled;
+    let prefix = key::outcome_campaign_prefix(list.message.id.commit(), list.message.id.place());
+    let Some(walks) = &mut state.walks else { return Ok(()) };
+    store.reader()?.scan(family::OUTCOME, &prefix, &key::after_prefix(&prefix), |row, value| {
+        let decoded = key::batch_from_key(row).and_then(|batch| Ok((batch, Shape::decode(Bytes::copy_from_slice(value))?)));
+        match decoded {
+            Ok((BatchId::Stretch { lane, first, .. }, (shape, bytes))) => {
+                if let Some(walk) = walks.get_mut(&lane.service).filter(|walk| first >= walk.next) {
+                    let settled = bytes.iter().filter(|byte| **byte != WAITING).count();
+                    let done = settled == bytes.len();
+                    let ended = done && bytes.iter().all(|byte| ending(*byte).is_some() || *byte == ABSENT);
+                    walk.open.insert(first, Open { shape: Arc::new(shape), done, ended, settled });
+                }
+            }
+            _ => store.corrupt(family::OUTCOME),
+        }
+        true
+    })?;
+    state.closed = state.walked();
+    Ok(())
 }
 
 pub(super) fn load_lists(store: &Store) -> Result<(), ReadError> {
@@ -97,12 +174,16 @@ pub(super) fn load_lists(store: &Store) -> Result<(), ReadError> {
         true
     })?;
     open.extend(rows.into_values());
+    drop(reader);
     for [message, state, counts] in open {
         let Some(message) = message else { continue };
         match read_list(message, state, counts) {
             Ok(list) => {
                 let ended = list_state(&list).ended_at.is_some();
                 if !ended {
+                    if list.wanted.is_some() {
+                        load_stretches(store, &list)?;
+                    }
                     store.lists.insert(ListKey::of(list.message.id), Arc::new(list));
                 }
             }
@@ -125,7 +206,7 @@ pub(super) fn read_idempotency(row: Bytes, now: UnixMillis) -> Result<Option<([u
         2 => State::Paused,
         _ => return Err(record::Corrupt),
     };
-    let done = Done::Taken { message_id, state, expires, recipients, duplicate: false, position: None };
+    let done = Done::Taken { message_id, state, expires, recipients, duplicate: false, position: None, rejected: Vec::new() };
     Ok(Some((fingerprint, done)))
 }
 
@@ -146,6 +227,8 @@ pub(super) fn holder_row(holder: &Holder) -> Vec<u8> {
         Holder::Message(id) => put.u8(0).u128(id.0),
         Holder::Label(app, label) => put.u8(1).short(app.as_bytes()).short(label.as_bytes()),
         Holder::App(app) => put.u8(2).short(app.as_bytes()),
+        Holder::Account(who) => put.u8(3).bytes(&who.0),
+        Holder::Subscription(id) => put.u8(4).bytes(&id.0),
     };
     put.0
 }
@@ -155,6 +238,8 @@ pub(super) fn take_holder(take: &mut Take) -> Result<Holder, record::Corrupt> {
         0 => Holder::Message(MessageId(take.u128()?)),
         1 => Holder::Label(take.str()?, take.str()?),
         2 => Holder::App(take.str()?),
+        3 => Holder::Account(AccountHash(take.array()?)),
+        4 => Holder::Subscription(SubscriptionHash(take.array()?)),
         _ => return Err(record::Corrupt),
     })
 }
@@ -176,6 +261,13 @@ pub struct StoredRule {
     pub upto: Upto,
     pub since: UnixMillis,
     pub swept: bool,
+}
+
+impl StoredRule {
+    /// Whether it ends what belongs to somebody who is erased.
+    pub fn erases(&self) -> bool {
+        matches!(self.holder, Holder::Account(_) | Holder::Subscription(_))
+    }
 }
 
 /// Reads a rule's row.
@@ -226,6 +318,7 @@ pub(super) fn load_rules(store: &Store) -> Result<(), ReadError> {
     reader.scan(family::META, b"cancel/", b"cancel0", |_, value| {
         match read_rule(Bytes::copy_from_slice(value)) {
             Ok(rule) => {
+                rules.erasing |= rule.erases();
                 rules.cancelled.insert(rule.holder, rule.upto);
             }
             Err(record::Corrupt) => store.corrupt(family::META),

@@ -6,16 +6,16 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::TryRecvError;
 
 use crate::clock;
-use crate::ingest::request::EventType;
 use crate::limits::CHECKPOINT_OUTCOMES;
-use crate::message::{Delivery, Ending, KeyId, Service, UnixMillis};
+use crate::message::{Delivery, Ending, KeyId, Recipient, Registered, Service, SubscriptionId, UnixMillis};
 use crate::metrics;
-use crate::store::commit::subscription_id;
 use crate::store::key::{self, DueKey};
-use crate::store::live::{Batch, List, ListKey};
+use crate::store::live::{Batch, Holder, List, ListKey, lock};
 use crate::store::record::{self, Counts};
+use crate::store::watch;
 use crate::store::writer::command::Pursuit;
-use crate::store::writer::event::Event;
+use crate::store::writer::event::{Event, What};
+use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{held_key, holder_row, rule_key, rule_row};
 use crate::store::writer::stats::StatsKey;
 use crate::store::writer::{Settle, Settled, Settlement, Writer};
@@ -53,7 +53,7 @@ impl Writer {
             }
             Settle::Over(key, ending) => {
                 if let Some(list) = self.store.lists.get(key) {
-                    self.end_list(key, &list, ending, if ending == Ending::Expired { "deadline" } else { "cancelled" });
+                    self.end_list(key, &list, ending, over_reason(ending));
                 }
             }
             Settle::Expiry { put, drop } => {
@@ -70,10 +70,10 @@ impl Writer {
                 self.checkpoint.ranges.extend(ranges);
                 self.checkpoint.rows.extend(put.into_iter().map(|(family, key, value)| (family, key, Some(value))));
             }
-            Settle::Cancelled(deliveries) => {
+            Settle::Cancelled(deliveries, reason) => {
                 let now = clock::now();
                 for delivery in deliveries {
-                    self.cancel_waiting(delivery, now);
+                    self.cancel_waiting(delivery, reason, now);
                 }
             }
             Settle::Swept(holder, upto) => {
@@ -84,24 +84,52 @@ impl Writer {
                     self.checkpoint.rows.push(row);
                 }
             }
+            Settle::Absent { batch, list, places } => self.settle_absent(&batch, list, &places),
+            Settle::Rest { batch, list, matched, absent } => self.settle_rest(&batch, list, &matched, &absent),
+            Settle::Walked(key) => {
+                if let Some(list) = self.store.lists.get(key) {
+                    self.checkpoint.touch();
+                    self.checkpoint.lists.insert(key, list);
+                }
+            }
+            Settle::Begin(key) => self.begin_campaign(key),
+            Settle::Look(keys) => {
+                self.checkpoint.touch();
+                self.checkpoint.looked.extend(keys);
+            }
+            Settle::Fallback(key, fallback, again) => self.decide_fallback(key, *fallback, again),
             Settle::Stop => self.stopping = true,
         }
     }
 
     pub(super) fn settle_one(&mut self, settled: Settled, now: UnixMillis) {
-        let Settled { delivery, what } = settled;
+        let Settled { mut delivery, what } = settled;
         let Some(batch) = self.store.batches.get(&delivery.id.batch) else {
             // A claim keeps its batch in memory, so this cannot be.
             debug_assert!(false, "a settled delivery was claimed");
             return;
         };
         let list = ListKey::of_batch(&delivery.id.batch).and_then(|key| Some((key, self.store.lists.get(key)?)));
-        let what = match what {
-            Settlement::Wait { .. } | Settlement::Back | Settlement::Hold(_) => {
+        // Heard first: what is gone from an endpoint that it had is due again, which its message's end forbids.
+        let what = match self.hear(&mut delivery, what) {
+            what @ (Settlement::Wait { .. } | Settlement::Back | Settlement::Hold(_)) => {
                 self.overruled(&delivery, list.as_ref()).unwrap_or(what)
             }
             ended => ended,
         };
+        let erased = self.store.rules.load().erases(delivery.message.id, &delivery.recipient);
+        // Of a campaign: known from its claim on, and kept from here on.
+        if let Some((_, list)) = list.as_ref().filter(|(_, list)| list.wanted.is_some() && what != Settlement::Back)
+            && batch.is_waiting(delivery.id.index)
+        {
+            list_state(list).settled += 1;
+            self.store.pending.fetch_add(1, Ordering::Relaxed);
+            let counts = Counts { recipients: 1, ..Counts::default() };
+            let key = delivery.recipient.key.or_else(|| self.settings.first_keys.get(&delivery.message.app).copied());
+            let message = &delivery.message;
+            let of = StatsKey::new(now, &message.app, message.label.as_ref(), delivery.recipient.service, key);
+            self.stats.ended(&self.store, of, &counts);
+        }
         match what {
             Settlement::Ended { ending, reason, status, key } => {
                 self.pursued.remove(&delivery.id);
@@ -121,19 +149,21 @@ impl Writer {
                 let key = key.or(delivery.recipient.key).or_else(|| self.settings.first_keys.get(&delivery.message.app).copied());
                 let service = delivery.recipient.service;
                 self.ended(1, ending, &delivery.message.app, delivery.message.label.as_ref(), service, key, now);
-                let subscription = || subscription_id(delivery.recipient.endpoint.as_str());
+                let subscription = || delivery.recipient.subscription_id();
+                self.tell_watch(&delivery, ending, status, reason);
                 self.event(&Event {
                     time: now,
-                    ending,
-                    id: delivery.message.id,
+                    what: What::Ended(ending),
+                    id: Some(delivery.message.id),
                     message_ref: delivery.message.reference.as_deref(),
                     label: delivery.message.label.as_deref(),
                     subscription: Some(&subscription),
                     reference: delivery.recipient.reference.as_ref(),
+                    account: delivery.account.as_deref(),
                     app: &delivery.message.app,
                     service: Some(service),
                     status,
-                    reason,
+                    reason: Some(if erased { ERASED } else { reason }),
                     count: None,
                 });
             }
@@ -163,14 +193,16 @@ impl Writer {
                 self.move_to_due(&delivery, &batch, until, false);
                 let due = DueKey { lane: delivery.id.batch.lane(), time: until, delivery: delivery.id };
                 self.checkpoint.held.insert(held_key(&holder, &due), true);
-                // `resume` may have come while this delivery was on its way: then nobody else would let it go.
-                if !self.store.rules.load().paused.contains(&holder) && !self.releasing.contains(&holder) {
+                // `resume` may have come while this delivery was on its way, or the account be gone: then nobody else would let it go.
+                if !self.holds(&holder, now) && !self.releasing.contains(&holder) {
                     let row = (family::META, rule_key("release", &holder), Some(holder_row(&holder)));
                     self.checkpoint.rows.push(row);
                     self.releasing.push_back(holder);
                 }
-                if let Some((_, list)) = &list {
+                if let Some((key, list)) = &list {
                     list_state(list).in_flight -= 1;
+                    // A campaign's rows are written with its list.
+                    self.checkpoint.lists.insert(*key, list.clone());
                 }
             }
             Settlement::Back => {
@@ -184,12 +216,110 @@ impl Writer {
         }
     }
 
+    /// Whether what waits on this word still has to.
+    fn holds(&self, holder: &Holder, now: UnixMillis) -> bool {
+        match holder {
+            Holder::Account(who) => lock(&self.store.presence).holds_back(*who, now),
+            _ => self.store.rules.load().paused.contains(holder),
+        }
+    }
+
+    /// What an outcome says of a subscription of the registry. One that is gone is gone only if the verdict is about the endpoint
+    /// that it still has: otherwise the delivery is due again at the new one.
+    fn hear(&mut self, delivery: &mut Delivery, what: Settlement) -> Settlement {
+        let Some(registered) = delivery.recipient.registered.filter(|_| !delivery.recipient.is_unread()) else { return what };
+        let verdict = match &what {
+            Settlement::Ended { ending: Ending::Gone, reason, .. } => Verdict::Gone(reason),
+            Settlement::Ended { ending: Ending::Refused, reason, .. } => Verdict::Failed(reason),
+            Settlement::Ended { ending: Ending::Accepted, .. } if delivery.unproven => Verdict::Proven,
+            _ => return what,
+        };
+        let id = SubscriptionId::of(delivery.recipient.endpoint.as_str());
+        if let Verdict::Gone(_) = verdict
+            && let Ok(Some(known)) = self.store.known(registered.key)
+            && known.id != id
+            && !known.subscription.gone
+        {
+            let registered = Registered { id: known.id, ..registered };
+            (delivery.attempts, delivery.tried_keys, delivery.shrink) = (0, 0, false);
+            delivery.recipient = Recipient::unread(registered);
+            return Settlement::Wait { until: clock::now(), counts_retry: false };
+        }
+        self.checkpoint.touch();
+        // Whoever is gone stays so, whatever another message hears in the same moment.
+        let known = self.checkpoint.verdicts.entry(registered.key).or_insert((id, verdict.clone()));
+        if known.0 != id || !matches!(known.1, Verdict::Gone(_)) {
+            *known = (id, verdict);
+        }
+        what
+    }
+
+    fn tell_watch(&self, delivery: &Delivery, ending: Ending, status: Option<u16>, reason: &'static str) {
+        let mut watches = lock(&self.store.watches);
+        if let Some(watch) = watches.get_mut(&delivery.message.id) {
+            let result = watch::Result { subscription: delivery.recipient.subscription_id(), ending, status, reason };
+            watch.left -= 1;
+            if watch.results.send(result).is_err() || watch.left == 0 {
+                watches.remove(&delivery.message.id);
+            }
+        }
+    }
+
+    /// Nobody whom the campaign concerns is at these places.
+    fn settle_absent(&mut self, batch: &Arc<Batch>, key: ListKey, places: &[u16]) {
+        places.iter().for_each(|place| batch.set_absent(*place));
+        self.checkpoint.change(batch);
+        if let Some(list) = self.store.lists.get(key) {
+            self.checkpoint.lists.insert(key, list);
+        }
+    }
+
+    /// What a campaign that is over had not met: counted, and told in one event at its end.
+    fn settle_rest(&mut self, batch: &Arc<Batch>, key: ListKey, matched: &[u16], absent: &[u16]) {
+        self.settle_absent(batch, key, absent);
+        let Some(list) = self.store.lists.get(key) else { return };
+        let ending = list_state(&list).over.unwrap_or(Ending::Cancelled);
+        let ended = matched.iter().filter(|place| batch.end(**place, ending)).count() as u64;
+        {
+            let mut state = list_state(&list);
+            state.counts.recipients += ended;
+            state.counts.ended[ending as usize - 1] += ended;
+            state.settled += ended;
+            state.unreported += ended;
+        }
+        if ended > 0 {
+            let (message, service) = (&list.message, batch.id.lane().service);
+            let first_key = self.settings.first_keys.get(&message.app).copied();
+            self.store.pending.fetch_add(ended, Ordering::Relaxed);
+            let now = clock::now();
+            let of = StatsKey::new(now, &message.app, message.label.as_ref(), service, first_key);
+            self.stats.ended(&self.store, of, &Counts { recipients: ended, ..Counts::default() });
+            self.ended(ended, ending, &message.app, message.label.as_ref(), service, first_key, now);
+        }
+    }
+
+    /// Tells of what ended with a campaign, once everybody was met.
+    pub(super) fn report_campaigns(&mut self) {
+        for key in std::mem::take(&mut self.walked_out) {
+            let Some(list) = self.store.lists.get(key) else { continue };
+            let (count, ending) = {
+                let mut state = list_state(&list);
+                (std::mem::take(&mut state.unreported), state.over.unwrap_or(Ending::Cancelled))
+            };
+            self.checkpoint.touch();
+            self.checkpoint.lists.insert(key, list.clone());
+            if count > 0 {
+                self.event_of_rest(&list, ending, over_reason(ending), count);
+            }
+        }
+    }
+
     /// Ends what a cancelled label or app has waiting.
-    pub(super) fn cancel_waiting(&mut self, delivery: Box<Delivery>, now: UnixMillis) {
+    pub(super) fn cancel_waiting(&mut self, delivery: Box<Delivery>, reason: &'static str, now: UnixMillis) {
         let Ok(Some(batch)) = self.store.find_batch(delivery.id.batch) else { return };
         // A worker that claims it from here on finds the rule and does not send it.
         if batch.busy_in(delivery.id.index, 1) == 0 {
-            let what = Settlement::Ended { ending: Ending::Cancelled, reason: "cancelled", status: None, key: None };
+            let what = Settlement::Ended { ending: Ending::Cancelled, reason, status: None, key: None };
             self.settle_one(Settled { delivery, what }, now);
         }
     }
@@ -206,7 +336,7 @@ impl Writer {
             return Some(Settlement::Ended { ending: *ending, reason, status: None, key: None });
         }
         let ending = over.or_else(|| cancelled().then_some(Ending::Cancelled))?;
-        let reason = if ending == Ending::Expired { "deadline" } else { "cancelled" };
+        let reason = over_reason(ending);
         Some(Settlement::Ended { ending, reason, status: None, key: None })
     }
 
@@ -261,9 +391,16 @@ impl Writer {
                 return;
             }
             state.over = Some(ending);
-            state.closed = true;
-            let rest = state.counts.pending() - state.in_flight;
+            // A campaign is walked to its end, so that the others are counted.
+            state.closed |= list.wanted.is_none();
+            if list.wanted.is_some() && state.walks.is_none() {
+                state.walks = Some(self.walks_from_now());
+            }
+            let rest = state.counts.pending().saturating_sub(state.in_flight);
             state.counts.ended[ending as usize - 1] += rest;
+            if list.wanted.is_some() {
+                state.unreported += rest;
+            }
             (rest, state.chunks.clone())
         };
         self.checkpoint.touch();
@@ -275,27 +412,37 @@ impl Writer {
             let service = if chunks.len() == 1 { *chunks.keys().next().expect("one") } else { Service::OTHER };
             let first_key = self.settings.first_keys.get(&message.app).copied();
             self.ended(rest, ending, &message.app, message.label.as_ref(), service, first_key, now);
-            self.event(&Event {
-                time: now,
-                ending,
-                id: message.id,
-                message_ref: message.reference.as_deref(),
-                label: message.label.as_deref(),
-                subscription: None,
-                reference: None,
-                app: &message.app,
-                service: None,
-                status: None,
-                reason,
-                count: Some(rest),
-            });
+            if list.wanted.is_none() {
+                self.event_of_rest(list, ending, reason, rest);
+            }
         }
     }
 
+    fn event_of_rest(&mut self, list: &List, ending: Ending, reason: &'static str, count: u64) {
+        let message = &list.message;
+        self.event(&Event {
+            time: clock::now(),
+            what: What::Ended(ending),
+            id: Some(message.id),
+            message_ref: message.reference.as_deref(),
+            label: message.label.as_deref(),
+            subscription: None,
+            reference: None,
+            account: None,
+            app: &message.app,
+            service: None,
+            status: None,
+            reason: Some(reason),
+            count: Some(count),
+        });
+    }
+
     pub(super) fn event(&mut self, event: &Event<'_>) {
-        if !self.settings.log.contains(&EventType::Ended(event.ending)) {
+        if !self.settings.log.contains(&event.what.kind()) {
             return;
         }
+        let erased = Event { subscription: None, reference: None, account: None, ..*event };
+        let event = if event.reason == Some(ERASED) { &erased } else { event };
         self.checkpoint.touch();
         if self.checkpoint.event_count > 0 {
             self.checkpoint.events.push(b'\n');
@@ -303,4 +450,12 @@ impl Writer {
         event.write(&mut self.checkpoint.events, &self.store);
         self.checkpoint.event_count += 1;
     }
+}
+
+/// The reason of what ends because its recipient is erased: the event does not say whose.
+pub(super) const ERASED: &str = "erased";
+
+/// Why all of a message ended so.
+pub(super) fn over_reason(ending: Ending) -> &'static str {
+    if ending == Ending::Expired { "deadline" } else { "cancelled" }
 }

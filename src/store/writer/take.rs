@@ -4,17 +4,23 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use crate::clock;
 use crate::ingest::request::{Code, Problem, State, Step};
-use crate::limits::{COMMIT_BYTES, IDEMPOTENCY_MILLIS, PIECE_BYTES, PIECE_RECIPIENTS_MAX};
-use crate::message::{BatchId, Delivery, DeliveryId, Lane, MessageId, Service, UnixMillis};
+use crate::limits::{COMMIT_BYTES, IDEMPOTENCY_MILLIS, PIECE_BYTES, PIECE_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
+use crate::message::{AccountHash, BatchId, Delivery, DeliveryId, Lane, MessageId, Service, SubscriptionId, UnixMillis, Urgency};
 use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes};
 use crate::store::key::{self, ChunkKey, DueKey};
-use crate::store::live::{Holder, List, ListKey, ListState, Upto};
+use crate::store::live::{Holder, List, ListKey, ListState, Upto, lock};
 use crate::store::load::{MessageRow, message_key};
-use crate::store::record::{self, Counts, Head, HeadRecipient, Put, WorkRow};
+use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
+use crate::store::registry::row::presence_key;
+use crate::store::registry::walk::Wanted;
+use crate::store::watch::Watch;
 use crate::store::writer::Writer;
-use crate::store::writer::rows::{held_key, list_state_row, put_maybe_f64, read_idempotency, read_topic};
+use crate::store::writer::overlay::Overlay;
+use crate::store::writer::rows::{held_key, list_counts_row, list_message_row, list_state_row, read_idempotency, read_topic};
 use crate::store::writer::stats::StatsKey;
 use crate::store::{ReadError, Rows, family, list_state};
 
@@ -53,6 +59,16 @@ impl Writer {
                 Ok(Done::Passed)
             }
             Op::Pass => Ok(Done::Passed),
+            Op::Subscribe(new) => self.take_subscribe(*new, group),
+            Op::Update { update, apps } => self.take_update(*update, &apps, group),
+            Op::Unsubscribe { subscription, apps } => self.take_unsubscribe(subscription, &apps, group),
+            Op::Switch { who, enabled, apps } => self.take_account(&who, enabled, &apps, group),
+            Op::Presence { who, online, lease, session, apps } => {
+                Ok(self.take_presence(&who, online, lease, session.as_deref(), &apps, group))
+            }
+            Op::MarkRead { who, what, apps } => self.take_mark_read(&who, &what, &apps, group),
+            Op::Feedback { id, subscription, kind, apps } => self.take_feedback(id, subscription, kind, &apps, group),
+            Op::Erase { erase, apps, reply } => self.take_erase(&erase, &apps, reply, group),
         };
         done.unwrap_or_else(|failure| failure.into_done())
     }
@@ -77,10 +93,41 @@ impl Writer {
         {
             return Ok(first);
         }
-        let NewMessage { mut message, encoded, recipients, rejected, idempotency, paused, rate, spread, keys, new_origins } = new;
+        let NewMessage {
+            mut message,
+            encoded,
+            mut recipients,
+            mut rejected,
+            idempotency,
+            paused,
+            rate,
+            spread,
+            fallback,
+            mut keys,
+            new_origins,
+            watch,
+        } = new;
+        let (mut unsent, mut accounts) = (Vec::new(), Vec::new());
+        if let NewRecipients::Addressed(to) = &recipients {
+            let resolved = self.resolve(to, &message.app, message.scope.as_ref(), group)?;
+            if let (true, Some(first)) = (resolved.recipients.is_empty(), resolved.rejected.first()) {
+                return Err(Failure { problem: first.problem.clone(), retry_after: None, position: None });
+            }
+            rejected = u32::try_from(resolved.rejected.len()).unwrap_or(u32::MAX);
+            keys = resolved.keys.into_iter().map(|((service, key), count)| (service, key, count)).collect();
+            (unsent, accounts) = (resolved.rejected, resolved.accounts);
+            let paced = rate.is_some() || spread.is_some();
+            recipients = if resolved.recipients.len() > SINGLE_RECIPIENTS_MAX || paced {
+                let chunks = commit::addressed_chunks(resolved.recipients, &message.app, message.topic.as_deref());
+                NewRecipients::List { chunks, closed: true }
+            } else {
+                NewRecipients::Single(commit::parts(resolved.recipients, &message))
+            };
+        }
         let count = match &recipients {
             NewRecipients::Single(parts) => parts.iter().map(|part| part.recipients.len() as u64).sum::<u64>(),
             NewRecipients::List { chunks, .. } => chunks.iter().map(|chunk| u64::from(chunk.count)).sum(),
+            NewRecipients::Addressed(_) | NewRecipients::Campaign(_) => 0,
         };
         if let Some(failure) = self.closed_door(count) {
             return Err(failure);
@@ -91,12 +138,18 @@ impl Writer {
         let rules = self.store.rules.load();
         let held = paused || rules.pauses(id, &message.app, message.label.as_ref());
         drop(rules);
-        let state = match () {
-            () if held => State::Paused,
-            () if message.at > group.now => State::Scheduled,
-            () => State::Sending,
-        };
+        let state = state_of(held, message.at, group.now);
+        let single = matches!(recipients, NewRecipients::Single(_));
         let (expires, app, label) = (message.expires, message.app.clone(), message.label.clone());
+        let mut addressed: Vec<(SubscriptionId, DeliveryId)> = Vec::new();
+        if let Some(results) = watch
+            && count > 0
+        {
+            let mut watches = lock(&self.store.watches);
+            // Also of what a command ended, and of what was refused, nobody listens any more.
+            watches.retain(|_, watch| !watch.results.is_closed());
+            watches.insert(id, Watch { results, left: usize::try_from(count).unwrap_or(usize::MAX) });
+        }
         self.learn_origins(new_origins, group)?;
         for (service, key, count) in keys {
             let counts = Counts { recipients: count, ..Counts::default() };
@@ -109,7 +162,8 @@ impl Writer {
         }
         match recipients {
             NewRecipients::Single(parts) => {
-                let waits = paused || message.at > group.now;
+                // Parked here, it can be withdrawn from the moment it is answered.
+                let waits = paused || message.at > group.now || message.when_offline;
                 let mut head = Head {
                     id,
                     app: app.clone(),
@@ -126,13 +180,12 @@ impl Writer {
                     self.set_rule_paused(&holder, group, true)?;
                 }
                 let encoded = commit::with_id(encoded, id);
-                let message = Arc::new(message);
+                let message = Arc::new(message.clone());
                 for part in parts {
                     let lane = commit::lane(part.service, message.urgency);
                     let n = u16::try_from(part.recipients.len()).expect("a single has at most 64 recipients");
                     let first = if waits {
-                        let time = if paused { expires } else { message.at };
-                        self.put_waiting(&part, lane, &message, time, paused.then_some(&holder), group)?
+                        self.put_waiting(&part, lane, &message, paused.then_some(&holder), group)?
                     } else {
                         let first = group.push_work(lane, &encoded, &part.encoded, n, expires);
                         DeliveryId { batch: BatchId::Commit { commit: group.commit, lane, piece: first.0 }, index: first.1 }
@@ -143,7 +196,16 @@ impl Writer {
                         if let Some(topic) = topics.next() {
                             self.put_topic(topic, delivery, id, expires, group)?;
                         }
-                        head.recipients.push(HeadRecipient { id: delivery, subscription, reference: recipient.reference });
+                        let account = recipient.registered.and_then(|registered| registered.account);
+                        if fallback.is_some() {
+                            addressed.push((subscription, delivery));
+                        }
+                        head.recipients.push(HeadRecipient {
+                            id: delivery,
+                            subscription,
+                            account,
+                            reference: recipient.reference,
+                        });
                     }
                 }
                 group.heads.push(head);
@@ -151,26 +213,58 @@ impl Writer {
             NewRecipients::List { chunks, closed } => {
                 group.places += 1;
                 let key = ListKey::of(id);
-                let list = Arc::new(List { message: Arc::new(message), spread, state: std::sync::Mutex::default() });
+                let state = std::sync::Mutex::default();
+                let keeps_outcomes = fallback.is_some();
+                let list = Arc::new(List { message: Arc::new(message.clone()), spread, wanted: None, keeps_outcomes, state });
                 {
                     let mut state = list_state(&list);
                     (state.closed, state.paused, state.rate) = (closed, paused, rate);
                     state.counts.rejected = u64::from(rejected);
                 }
-                let mut row = Put::versioned();
-                row.bytes(&commit::with_id(encoded, id));
-                put_maybe_f64(&mut row, spread);
-                let reader = self.store.reader()?;
-                group.rows.put(&reader, family::MESSAGE, message_key(key, MessageRow::Message), &row.0);
-                drop(reader);
-                group.undo_lists.insert(key, None);
-                self.store.lists.insert(key, list.clone());
+                self.put_list(key, &list, &commit::with_id(encoded, id), group)?;
+                if fallback.is_some() {
+                    addressed = addressed_in(&chunks, key, message.urgency);
+                }
                 self.put_chunks(key, &list, chunks, group)?;
             }
+            NewRecipients::Campaign(segment) => {
+                group.places += 1;
+                let key = ListKey::of(id);
+                let number = self.store.registry.app(&app).unwrap_or(0);
+                let wanted = Some(Wanted { app: number, scope: message.scope.clone(), segment });
+                let state = std::sync::Mutex::default();
+                let list = Arc::new(List { message: Arc::new(message.clone()), spread, wanted, keeps_outcomes: false, state });
+                {
+                    let mut state = list_state(&list);
+                    (state.paused, state.rate) = (paused, rate);
+                    // Who comes later is not in it. If it begins later, that is decided then.
+                    if state_of(paused, message.at, group.now) == State::Sending {
+                        state.walks = Some(self.walks_from_now());
+                    }
+                }
+                self.put_list(key, &list, &commit::with_id(encoded, id), group)?;
+                let counts = list_counts_row(&list_state(&list));
+                let reader = self.store.reader()?;
+                group.rows.put(&reader, family::MESSAGE, message_key(key, MessageRow::Counts), counts);
+                drop(reader);
+                self.put_list_state(key, &list, group)?;
+            }
+            NewRecipients::Addressed(_) => unreachable!("resolved above"),
+        }
+        if let Some(after) = fallback {
+            self.put_fallbacks(&message, after, accounts, &addressed, group);
         }
         group.added += count;
         self.store.pending.fetch_add(count, Ordering::Relaxed);
-        let done = Done::Taken { message_id: id, state, expires, recipients: count, duplicate: false, position: None };
+        let done = Done::Taken {
+            message_id: id,
+            state: if count == 0 && single { State::Done } else { state },
+            expires,
+            recipients: count,
+            duplicate: false,
+            position: None,
+            rejected: unsent,
+        };
         if let Some((key, fingerprint)) = idempotency {
             let mut row = Put::default();
             row.u64(group.now.plus(IDEMPOTENCY_MILLIS).0).bytes(&fingerprint).u128(id.0).u64(expires.0).u64(count);
@@ -180,6 +274,17 @@ impl Writer {
             group.idempotency.insert(key, (fingerprint, done.clone()));
         }
         Ok(done)
+    }
+
+    /// The first row of a list or a campaign.
+    fn put_list(&self, key: ListKey, list: &Arc<List>, message: &[u8], group: &mut Group) -> Result<(), Failure> {
+        let row = list_message_row(message, list);
+        let reader = self.store.reader()?;
+        group.rows.put(&reader, family::MESSAGE, message_key(key, MessageRow::Message), row);
+        drop(reader);
+        group.undo_lists.insert(key, None);
+        self.store.lists.insert(key, list.clone());
+        Ok(())
     }
 
     /// The answer that this idempotency key had before, or the conflict.
@@ -205,13 +310,13 @@ impl Writer {
                 "this idempotency_key was used with another request",
             ));
         }
-        let Done::Taken { message_id, state, expires, recipients, .. } = done else { return Ok(None) };
+        let Done::Taken { message_id, state, expires, recipients, rejected, .. } = done else { return Ok(None) };
         let key = ListKey::of(message_id);
         let position = match self.store.lists.get(key) {
             Some(list) => list_state(&list).position.clone(),
             None => self.store.stored_list(key)?.and_then(|list| list_state(&list).position.clone()),
         };
-        Ok(Some(Done::Taken { message_id, state, expires, recipients, duplicate: true, position }))
+        Ok(Some(Done::Taken { message_id, state, expires, recipients, duplicate: true, position, rejected }))
     }
 
     pub(super) fn learn_origins(&self, new: Vec<(Service, crate::message::Origin)>, group: &mut Group) -> Result<(), Failure> {
@@ -237,8 +342,7 @@ impl Writer {
         part: &commit::Part,
         lane: Lane,
         message: &Arc<crate::message::Message>,
-        time: UnixMillis,
-        holder: Option<&Holder>,
+        paused: Option<&Holder>,
         group: &mut Group,
     ) -> Result<DeliveryId, Failure> {
         let n = u16::try_from(part.recipients.len()).expect("a single has at most 64 recipients");
@@ -247,7 +351,16 @@ impl Writer {
         *next += n;
         let batch = BatchId::Commit { commit: group.commit, lane, piece: WAITING_PIECE };
         let reader = self.store.reader()?;
+        let presence = lock(&self.store.presence);
         for (index, recipient) in (first..).zip(&part.recipients) {
+            let account = recipient.registered.and_then(|registered| registered.account);
+            let online = account.filter(|who| message.when_offline && presence.holds_back(*who, group.now));
+            let (time, holder) = match (paused, online) {
+                (Some(holder), _) => (message.expires, Some(holder.clone())),
+                (None, _) if message.at > group.now => (message.at, None),
+                (None, Some(who)) => (message.expires, Some(Holder::Account(who))),
+                (None, None) => (group.now, None),
+            };
             let delivery = Delivery {
                 id: DeliveryId { batch, index },
                 message: message.clone(),
@@ -256,15 +369,23 @@ impl Writer {
                 tried_keys: 0,
                 shrink: false,
                 due: None,
+                account: None,
+                lost: None,
+                unproven: false,
             };
             let due = DueKey { lane, time, delivery: delivery.id };
             group.rows.put(&reader, family::DUE, due.encode(), record::due_row(&delivery));
-            if let Some(holder) = holder {
+            if let Some(holder) = &holder {
                 group.rows.put(&reader, family::HELD, held_key(holder, &due), []);
             }
+            if let (Some(Holder::Account(who)), Some(free)) = (&holder, online.and_then(|who| presence.free_at(who, group.now))) {
+                // With the presence that it waits for: after a crash somebody must let it go.
+                let until = free.0.saturating_sub(self.settings.grace);
+                group.registry.put(family::INDEX, presence_key(*who), crate::store::number(until));
+            }
+            let earliest = group.due.entry(lane).or_insert(time);
+            *earliest = (*earliest).min(time);
         }
-        let earliest = group.due.entry(lane).or_insert(time);
-        *earliest = (*earliest).min(time);
         Ok(DeliveryId { batch, index: first })
     }
 
@@ -443,6 +564,31 @@ impl Writer {
     }
 }
 
+fn state_of(held: bool, at: UnixMillis, now: UnixMillis) -> State {
+    match () {
+        () if held => State::Paused,
+        () if at > now => State::Scheduled,
+        () => State::Sending,
+    }
+}
+
+/// Where the recipients of a new list will be, for its fallbacks.
+fn addressed_in(chunks: &[Chunk], key: ListKey, urgency: Urgency) -> Vec<(SubscriptionId, DeliveryId)> {
+    let mut numbers: BTreeMap<Service, u32> = BTreeMap::new();
+    let mut found = Vec::new();
+    for chunk in chunks {
+        let number = numbers.entry(chunk.service).or_default();
+        let of = ChunkKey { commit: key.commit, place: key.place, service: chunk.service, chunk: *number, count: chunk.count };
+        *number += 1;
+        let mut take = Take::new(Bytes::copy_from_slice(&chunk.row[1..]));
+        for index in 0..chunk.count {
+            let Ok(recipient) = record::take_recipient(&mut take) else { break };
+            found.push((recipient.subscription_id(), DeliveryId { batch: of.batch(urgency), index }));
+        }
+    }
+    found
+}
+
 /// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
 pub(super) const WAITING_PIECE: u16 = 0x8000;
 
@@ -462,6 +608,10 @@ pub(super) struct Group {
     /// A label or an app was cancelled: the sweep is told when that is on disk.
     pub(super) cancels: bool,
     pub(super) idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
+    /// What its lines change of the registry.
+    pub(super) registry: Overlay,
+    /// Accounts that were switched, and to what.
+    pub(super) switched: Vec<(AccountHash, bool)>,
     pub(super) topics: HashMap<[u8; 16], (DeliveryId, MessageId)>,
     pub(super) superseded: Vec<(DeliveryId, MessageId)>,
     pub(super) lists: Vec<ListKey>,
@@ -487,6 +637,8 @@ impl Group {
             added: 0,
             cancels: false,
             idempotency: HashMap::new(),
+            registry: Overlay::default(),
+            switched: Vec::new(),
             topics: HashMap::new(),
             superseded: Vec::new(),
             lists: Vec::new(),
@@ -496,6 +648,11 @@ impl Group {
             random: [0; 256],
             random_next: 256,
         }
+    }
+
+    /// Whether nothing has to be written for it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.registry.is_empty() && self.work.is_empty() && self.heads.is_empty()
     }
 
     /// Where the next message of this group will be: a rule concerns those before it.

@@ -1,5 +1,7 @@
 //! Writing: one synced batch for a group and, when it is due, the checkpoint; and what follows when there is no space.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,13 +12,13 @@ use crate::message::{BatchId, UnixMillis};
 use crate::metrics;
 use crate::store::commit::{Done, Op, Writes};
 use crate::store::key::{self, ChunkKey, WorkKey};
-use crate::store::live::{ListKey, MOVED};
+use crate::store::live::{Batch, ListKey, MOVED};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Put};
-use crate::store::writer::Writer;
 use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
 use crate::store::writer::rows::{first_row_key, list_counts_row};
 use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
+use crate::store::writer::{Writer, campaign};
 use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number};
 
 impl Writer {
@@ -28,6 +30,11 @@ impl Writer {
     ) -> Result<(), WriteError> {
         let with_checkpoint = (with_checkpoint || self.checkpoint.forced) && self.checkpoint.dirty();
         if writes.is_empty() && !with_checkpoint {
+            return Ok(());
+        }
+        if group.is_empty() && !with_checkpoint {
+            // Nothing to make durable: a `ping`, or a browser that is as it was.
+            answer(writes);
             return Ok(());
         }
         let started = Instant::now();
@@ -45,6 +52,7 @@ impl Writer {
             Ok(built) => {
                 self.next_commit += 1;
                 if with_checkpoint {
+                    group.lists.append(&mut self.checkpoint.begun);
                     self.checkpoint_done(&built);
                 } else {
                     self.pending_synced += group.added;
@@ -74,7 +82,14 @@ impl Writer {
 
     /// Puts all rows of the group, and of the checkpoint if it is written with it.
     pub(super) fn build(&mut self, group: &mut Group, with_checkpoint: bool) -> Result<Built, ReadError> {
-        let reader = self.store.reader()?;
+        if with_checkpoint {
+            // Over what this very group has changed of the registry.
+            self.put_verdicts(group)?;
+        }
+        let store = self.store.clone();
+        let reader = store.reader()?;
+        group.registry.write(&reader, &mut group.rows);
+        let mut walks: HashMap<ListKey, Vec<Arc<Batch>>> = HashMap::new();
         let rows = &mut group.rows;
         let mut built = Built::default();
         for (lane, pieces) in std::mem::take(&mut group.work) {
@@ -111,8 +126,12 @@ impl Writer {
                             rows.delete(&reader, family::WORK, WorkKey { lane, commit, piece, count }.encode());
                         }
                     }
+                    BatchId::Stretch { commit, place, .. } => {
+                        walks.entry(ListKey { commit, place }).or_default().push(batch.clone());
+                    }
                     BatchId::Chunk { commit, place, lane, chunk } => {
-                        if all_ended {
+                        let list = store.lists.get(ListKey { commit, place });
+                        if all_ended && !list.is_some_and(|list| list.keeps_outcomes) {
                             rows.delete(&reader, family::OUTCOME, key::batch_key(id));
                         } else {
                             rows.put(&reader, family::OUTCOME, key::batch_key(id), bytes);
@@ -140,6 +159,14 @@ impl Writer {
                 }
             }
             for (key, list) in &checkpoint.lists {
+                if list.wanted.is_some() {
+                    let changed = walks.remove(key).unwrap_or_default();
+                    campaign::put_walk(list, &changed, rows, &reader);
+                    let state = list_state(list);
+                    if state.over.is_some() && state.closed && state.unreported > 0 && state.counts.pending() == 0 {
+                        built.walked_out.push(*key);
+                    }
+                }
                 let mut state = list_state(list);
                 if state.done() && state.in_flight == 0 && state.ended_at.is_none() {
                     state.ended_at = Some(group.now);
@@ -149,8 +176,11 @@ impl Writer {
                     // Its rows that were never read: it was cancelled, or out of time.
                     let prefix = key::list_prefix(key.commit, key.place);
                     rows.delete_range(&reader, family::LIST, &prefix, &key::after_prefix(&prefix));
-                    let prefix = key::outcome_list_prefix(key.commit, key.place);
-                    rows.delete_range(&reader, family::OUTCOME, &prefix, &key::after_prefix(&prefix));
+                    let chunks = key::outcome_list_prefix(key.commit, key.place);
+                    let stretches = key::outcome_campaign_prefix(key.commit, key.place);
+                    for prefix in [chunks, stretches].into_iter().skip(usize::from(list.keeps_outcomes)) {
+                        rows.delete_range(&reader, family::OUTCOME, &prefix, &key::after_prefix(&prefix));
+                    }
                     built.ended_lists.push(*key);
                 }
             }
@@ -189,6 +219,7 @@ impl Writer {
         for key in &built.ended_lists {
             self.store.lists.remove(*key);
         }
+        self.walked_out.extend(&built.walked_out);
         if built.events > 0 {
             self.store.events_end.send_modify(|end| *end += u64::from(built.events));
         }
@@ -238,6 +269,9 @@ impl Writer {
                 let first = latest.back_chunks.entry((ListKey { commit, place }, lane.service)).or_insert(chunk);
                 *first = (*first).min(chunk);
             }
+            (None, BatchId::Stretch { .. }) => {
+                latest.back_stretches.insert(id);
+            }
         });
     }
 
@@ -257,6 +291,9 @@ impl Writer {
                     }
                 }
             }
+        }
+        for (who, enabled) in group.switched.into_iter().rev() {
+            self.store.registry.set_disabled(who, enabled);
         }
         if !group.origins.is_empty() {
             // They stay known in memory, so no later group would write them.
@@ -363,6 +400,8 @@ pub(super) const FIRST_ROWS_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Built {
     pub(super) work: Vec<(WorkKey, Bytes)>,
     pub(super) ended_lists: Vec<ListKey>,
+    /// Campaigns that are over and have met everybody.
+    pub(super) walked_out: Vec<ListKey>,
     pub(super) events: u32,
     pub(super) pending: u64,
 }

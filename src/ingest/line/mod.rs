@@ -1,0 +1,347 @@
+//! One line of the protocol -> a checked [`Request`] (DESIGN 3 and 4).
+//!
+//! Promises: any bytes give a request or one [`Problem`] that names the field, never a panic; the `id` comes back with both
+//! wherever it could be read; what is in a request needs no further check of its form. A problem's message never repeats a
+//! key, an endpoint or a payload.
+//!
+//! Following one line: this file reads its JSON, finds its `op` and asks `send`, `control`, `registry` or `queries`; those use
+//! `body` for what is sent, `subscription` for a browser's own object, `segment` for a choice among the registry's, and `fields`
+//! for single members.
+
+mod body;
+mod control;
+mod fields;
+mod fingerprint;
+mod queries;
+mod registry;
+mod segment;
+mod send;
+mod subscription;
+#[cfg(test)]
+mod testing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use self::fields::{bad_json, invalid, missing, pick, text};
+use super::json::{Members, Value, read_line};
+use super::request::{Code, Problem, Request, RequestId};
+use crate::config;
+use crate::endpoint::EndpointPolicy;
+use crate::limits::REQUEST_ID_MAX;
+use crate::message::{KeyId, Name, UnixMillis};
+
+/// What the lines of one socket are judged by.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The apps of this socket, each with its VAPID keys.
+    pub apps: BTreeMap<Arc<str>, Vec<KeyId>>,
+    /// The app of a request that names none: the socket's only one, else "default".
+    pub default_app: Option<Arc<str>>,
+    pub policy: Arc<EndpointPolicy>,
+    pub messages: config::Messages,
+    /// The valid scopes of each app that lists them; in the others every name is one.
+    pub scopes: BTreeMap<Arc<str>, BTreeSet<Name>>,
+}
+
+impl Rules {
+    /// `apps` are those of the socket.
+    pub fn new(apps: BTreeMap<Arc<str>, Vec<KeyId>>, policy: Arc<EndpointPolicy>, messages: config::Messages) -> Rules {
+        let mut names = apps.keys();
+        let default_app = match (names.next(), names.next()) {
+            (Some(only), None) => Some(only.clone()),
+            _ => apps.get_key_value("default").map(|(name, _)| name.clone()),
+        };
+        Rules { apps, default_app, policy, messages, scopes: BTreeMap::new() }
+    }
+
+    /// The same with the valid scopes of those apps that list them.
+    pub fn with_scopes(self, scopes: BTreeMap<Arc<str>, BTreeSet<Name>>) -> Rules {
+        Rules { scopes, ..self }
+    }
+}
+
+/// Reads and checks one line, given without its newline; `now` is the time of acceptance.
+pub fn parse(line: &[u8], rules: &Rules, now: UnixMillis) -> (RequestId, Result<Request, Problem>) {
+    let (text, cut) = match std::str::from_utf8(line) {
+        Ok(text) => (text, None),
+        // What lies before is read for the sake of its `id`.
+        Err(error) => {
+            let whole = error.valid_up_to();
+            (std::str::from_utf8(&line[..whole]).unwrap_or_default(), Some(whole))
+        }
+    };
+    let read = read_line(text);
+    if read.id.is_some_and(|id| id.len() > REQUEST_ID_MAX) {
+        return (None, Err(invalid("id", format!("must be at most {REQUEST_ID_MAX} bytes long"))));
+    }
+    let id = read.id.map(Box::from);
+    let members = match (cut, read.members) {
+        (Some(at), _) => return (id, Err(bad_json(format!("the line is not UTF-8 at byte {at}")))),
+        (None, Err(bad)) => return (id, Err(bad_json(format!("{} (at byte {})", bad.what, bad.at)))),
+        (None, Ok(members)) => members,
+    };
+    (id, request(&members, rules, now))
+}
+
+fn request(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Request, Problem> {
+    let [id, op] = pick(members, ["id", "op"]);
+    if let Some(Value::Array(_) | Value::Object(_)) = id {
+        return Err(invalid("id", "must be a string, a number or a boolean"));
+    }
+    match text(op.ok_or_else(|| missing("op"))?, "op")? {
+        "send" => send::send(members, rules, now),
+        "add" => send::add(members, rules, now),
+        "close" => send::close(members),
+        "status" => queries::status(members),
+        "cancel" => control::cancel(members, rules),
+        "pause" => control::pause(members, rules),
+        "resume" => control::resume(members, rules),
+        "list_messages" => queries::list_messages(members),
+        "events" => queries::events(members, rules),
+        "stats" => queries::stats(members),
+        "origins" => queries::origins(members),
+        "vapid_public_key" => queries::vapid_public_key(members, rules),
+        "ping" => queries::ping(members),
+        "subscribe" => registry::subscribe(members, rules, now),
+        "update_subscription" => registry::update_subscription(members, rules),
+        "unsubscribe" => registry::unsubscribe(members, rules),
+        "subscription" => queries::subscription(members, rules),
+        "account" => registry::account(members, rules),
+        "presence" => registry::presence(members, rules),
+        "mark_read" => registry::mark_read(members, rules),
+        "list_subscriptions" => queries::list_subscriptions(members, rules),
+        "count" => queries::count(members, rules),
+        "test" => registry::test(members, rules),
+        "feedback" => registry::feedback(members),
+        "erase" => registry::erase(members, rules),
+        "drain" => control::drain(members),
+        "backup" => control::backup(members),
+        _ => Err(Problem {
+            code: Code::UnknownOp,
+            field: Some("op".to_owned()),
+            message: "must be one of send, add, close, status, cancel, pause, resume, list_messages, events, stats, origins, \
+                      vapid_public_key, ping, subscribe, update_subscription, unsubscribe, subscription, account, presence, \
+                      mark_read, list_subscriptions, count, test, feedback, erase, drain, backup"
+                .to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::request::To;
+    use super::testing::*;
+    use super::*;
+
+    #[test]
+    fn lines_that_are_no_requests() {
+        for (line, code, field) in [
+            ("", Code::BadJson, ""),
+            ("hello", Code::BadJson, ""),
+            ("[]", Code::BadJson, ""),
+            (r#"{"op":"ping""#, Code::BadJson, ""),
+            (r#"{"op":"ping","op":"ping"}"#, Code::BadJson, ""),
+            (r#"{"op":"ping"}{"op":"ping"}"#, Code::BadJson, ""),
+            ("{}", Code::MissingField, "op"),
+            (r#"{"op":null}"#, Code::MissingField, "op"),
+            (r#"{"op":7}"#, Code::InvalidField, "op"),
+            (r#"{"op":"fly"}"#, Code::UnknownOp, "op"),
+            (r#"{"op":"PING"}"#, Code::UnknownOp, "op"),
+            (r#"{"op":"restore"}"#, Code::UnknownOp, "op"),
+            (r#"{"op":"ping","id":[1]}"#, Code::InvalidField, "id"),
+            (r#"{"op":"fly","id":{}}"#, Code::InvalidField, "id"),
+        ] {
+            assert_eq!(bad(line), (code, field.to_owned()), "{line}");
+        }
+        // A duplicate anywhere, also where members are ignored.
+        for line in [
+            line(r#","payload":{"a":[{"b":1,"b":2}]}"#),
+            line(r#","ttl":1,"ttl":1"#),
+            line(r#","notification":{"title":"t","navigate":"https://e.com/","data":{"x":1,"x":1}}"#),
+            format!(r#"{{"op":"send","to":{{"subscription":{}}}}}"#, s(r#","odd":{"x":1,"x":1}"#)),
+            format!(r#"{{"op":"send","to":{{"subscription":{}}}}}"#, s(r#","endpoint":"https://fcm.googleapis.com/y""#)),
+            format!(r#"{{"op":"send","to":{{"subscription":{}}}}}"#, s(r#","attributes":{"x":1,"\u0078":1}"#)),
+        ] {
+            assert_eq!(bad(&line), (Code::BadJson, String::new()), "{line}");
+        }
+        assert_eq!(bad(&format!(r#"{{"op":"ping","x":{}{}}}"#, "[".repeat(500), "]".repeat(500))).0, Code::BadJson);
+        good("{\"op\":\"ping\"}\r");
+        good(" {\t\"op\" : \"ping\" } ");
+    }
+
+    #[test]
+    fn unknown_op_lists_what_is_known() {
+        let list = judged(r#"{"op":"restore"}"#).expect_err("no operation").message;
+        let ops: Vec<&str> = list.strip_prefix("must be one of ").expect("a list").split(", ").collect();
+        assert_eq!(ops.len(), 27);
+        for op in ops {
+            let judged = judged(&format!(r#"{{"op":"{op}"}}"#));
+            assert!(!judged.is_err_and(|problem| problem.code == Code::UnknownOp), "{op}");
+        }
+    }
+
+    #[test]
+    fn ids_come_back() {
+        for (line, id) in [
+            (r#"{"op":"ping","id":"a\u0062"}"#, Some(r#""a\u0062""#)),
+            (r#"{"op":"ping","id":1.50}"#, Some("1.50")),
+            (r#"{"op":"ping","id":true}"#, Some("true")),
+            (r#"{"op":"ping","id":null}"#, None),
+            (r#"{"op":"ping"}"#, None),
+            (r#"{"id":7,"op":"fly"}"#, Some("7")),
+            (r#"{"op":"ping","x":1,"id":7}"#, Some("7")),
+            (r#"{"id":7,"op":}"#, Some("7")),
+            (r#"{"id":7,"id":8}"#, Some("7")),
+            (r#"{"op":"ping","id":[7]}"#, None),
+        ] {
+            assert_eq!(id_of(line.as_bytes()).as_deref(), id, "{line}");
+        }
+        let (id, judged) = parse(b"{\"id\":7,\"op\":\"\xff\"}", &rules(), NOW);
+        assert_eq!(id.as_deref(), Some("7"));
+        assert_eq!(judged.expect_err("not UTF-8").code, Code::BadJson);
+        let long = format!(r#"{{"op":"ping","id":"{}"}}"#, "a".repeat(REQUEST_ID_MAX));
+        assert_eq!((id_of(long.as_bytes()), bad(&long)), (None, (Code::InvalidField, "id".to_owned())));
+    }
+
+    /// Lines near enough to good ones that every check is met.
+    fn near_lines() -> impl Strategy<Value = String> {
+        let value = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            Just("1".to_owned()),
+            Just("-1e999".to_owned()),
+            Just("\"2026-11-22T10:30:00Z\"".to_owned()),
+            Just("[]".to_owned()),
+            Just("{\"stream\":true}".to_owned()),
+            Just("{\"segment\":{\"tags\":{\"any\":[\"a\"]}}}".to_owned()),
+            Just("{\"accounts\":[\"a\"],\"devices\":\"latest\"}".to_owned()),
+            Just("{\"subscription_ids\":[\"AAECAwQFBgcICQoL\"]}".to_owned()),
+            Just("{\"all\":true}".to_owned()),
+            Just("{\"after\":60}".to_owned()),
+            Just("{\"payload\":{\"receipt\":\"{{a|b}}\"}}".to_owned()),
+            Just("{\"title\":\"t\",\"navigate\":\"https://e.com/\",\"data\":{}}".to_owned()),
+            Just("[\"a\",\"b\",\"a\"]".to_owned()),
+            Just("[\"AAECAwQFBgcICQoL\"]".to_owned()),
+            Just("\"AAECAwQFBgcICQoL\"".to_owned()),
+            Just("\"https://fcm.googleapis.com/x\"".to_owned()),
+            Just(s("")),
+            prop::sample::select(vec!["online", "offline", "shown", "a", "shop", "news"]).prop_map(|word| format!("\"{word}\"")),
+            Just(format!("{{\"subscriptions\":[{}]}}", s(""))),
+            Just(format!("\"{ULID}\"")),
+            any::<String>().prop_map(|text| serde_json::Value::from(text).to_string()),
+        ];
+        let name = prop::sample::select(vec![
+            "to",
+            "payload",
+            "payload_base64",
+            "notification",
+            "ttl",
+            "urgency",
+            "topic",
+            "app",
+            "idempotency_key",
+            "at",
+            "label",
+            "rate",
+            "spread",
+            "message_id",
+            "subscriptions",
+            "position",
+            "previous",
+            "limit",
+            "after",
+            "types",
+            "from",
+            "by",
+            "on",
+            "id",
+            "subscription",
+            "subscription_id",
+            "subscription_ids",
+            "endpoint",
+            "account",
+            "enabled",
+            "name",
+            "user_agent",
+            "scopes",
+            "scope",
+            "tags",
+            "attributes",
+            "replaces",
+            "confirm",
+            "reveal",
+            "state",
+            "lease",
+            "session",
+            "segment",
+            "wait",
+            "receipt",
+            "type",
+            "when",
+            "receipts",
+            "fallback",
+            "template",
+        ]);
+        let op = prop::sample::select(vec![
+            "send",
+            "add",
+            "close",
+            "status",
+            "cancel",
+            "pause",
+            "resume",
+            "list_messages",
+            "events",
+            "stats",
+            "drain",
+            "subscribe",
+            "update_subscription",
+            "unsubscribe",
+            "subscription",
+            "account",
+            "presence",
+            "mark_read",
+            "list_subscriptions",
+            "count",
+            "test",
+            "feedback",
+            "erase",
+            "backup",
+            "x",
+        ]);
+        (op, proptest::collection::vec((name, value), 0..6)).prop_map(|(op, members)| {
+            let members: String = members.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
+            format!("{{\"op\":\"{op}\"{members}}}")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes, &rules(), NOW);
+        }
+
+        #[test]
+        fn near_lines_are_survived(line in near_lines()) {
+            if let (_, Err(problem)) = parse(line.as_bytes(), &rules(), NOW) {
+                prop_assert!(!problem.message.is_empty());
+                prop_assert!(problem.field.is_some() || problem.code == Code::BadJson);
+            }
+        }
+
+        /// A good line with one byte changed is judged, and where it is still good it names a recipient that can be reached.
+        #[test]
+        fn damaged_lines_are_survived(at in 0usize..400, byte in any::<u8>()) {
+            let mut line = line(r#","payload":{"a":"ż"},"ttl":60,"id":1"#).into_bytes();
+            let at = at % line.len();
+            line[at] = byte;
+            if let (_, Ok(Request::Send(send))) = parse(&line, &rules(), NOW) {
+                let To::Subscriptions(judged) = send.to else { panic!("one subscription became a stream") };
+                prop_assert!(p256::PublicKey::from_sec1_bytes(&judged.good[0].p256dh).is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! A copy of the store while it is in use, and the way back.
+//!
+//! A backup is a checkpoint of RocksDB: hard links to files that never change, and copies of the few that do. It holds everything
+//! that was on disk when it was asked for. [`ABOUT`] lies in it, written last, and names each file with its size: without it a
+//! backup is not whole. The same file tells [`Store::open`] that this store comes from a backup, wherever somebody put it: it
+//! starts with everything paused, and with a new identity, because cursors of events that were numbered after the backup must
+//! not be taken for those that will get the same numbers.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use nix::fcntl::Flock;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{ColumnFamilyDescriptor, InfoLogger, LogLevel, Options};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Db, FORMAT, OpenError, Store, WriteError, classify, family, take_lock};
+use crate::clock;
+use crate::message::{Encoding, Name, Reference, UnixMillis};
+use crate::store::registry::row::{self, App, Detail, Subscription};
+
+/// Backups lie in this directory of `data_dir`.
+pub const DIRECTORY: &str = "backups";
+/// The file that makes a checkpoint a backup.
+pub const ABOUT: &str = "FROM_BACKUP";
+/// Bytes of a backup's name.
+const NAME_MAX: usize = 128;
+
+/// A backup that was made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Backup {
+    pub name: String,
+    pub path: PathBuf,
+    /// Of all its files. Those that the store still uses take no space a second time.
+    pub bytes: u64,
+}
+
+/// Why there is no backup.
+#[derive(Debug)]
+pub enum BackupError {
+    /// It is no file name.
+    Name,
+    /// There is one of this name.
+    Exists,
+    /// The store is closed just now, the disk is full, or RocksDB cannot.
+    Store(WriteError),
+    /// The directory cannot be used.
+    Directory { path: PathBuf, error: io::Error },
+}
+
+impl fmt::Display for BackupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackupError::Name => {
+                write!(f, "must be 1 to {NAME_MAX} letters, digits, dots, hyphens and underscores, no dot first")
+            }
+            BackupError::Exists => f.write_str("there is a backup of this name"),
+            BackupError::Store(WriteError::Full(_)) => f.write_str("there is no space for a backup"),
+            BackupError::Store(WriteError::Closed) => f.write_str("the store is closed just now"),
+            BackupError::Store(WriteError::Broken(text)) => write!(f, "the database cannot be copied: {text}"),
+            BackupError::Directory { path, error } => write!(f, "cannot use {}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for BackupError {}
+
+/// What a backup says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The program that made it.
+    pub version: String,
+    pub name: String,
+    /// Milliseconds since 1970.
+    pub made: u64,
+    pub files: Vec<Part>,
+}
+
+/// One file of a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// How a backup is called that nobody named: 20261122T034654123Z.
+pub fn name_at(now: UnixMillis) -> String {
+    let time = crate::ingest::reply::format_time(now);
+    // Milliseconds keep two of one second apart.
+    time.chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
+impl Store {
+    /// Copies the store as it is on disk now. Takes as long as writing out what is in memory: not for a thread that must not wait.
+    pub fn backup(&self, name: &str) -> Result<Backup, BackupError> {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.is_empty() || name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(good) {
+            return Err(BackupError::Name);
+        }
+        let backups = self.path.with_file_name(DIRECTORY);
+        let path = backups.join(name);
+        let unfinished = backups.join(format!(".{name}.unfinished"));
+        let directory = |error| BackupError::Directory { path: path.clone(), error };
+        DirBuilder::new().recursive(true).mode(0o700).create(&backups).map_err(directory)?;
+        if path.symlink_metadata().is_ok() {
+            return Err(BackupError::Exists);
+        }
+        remove(&unfinished).map_err(directory)?;
+        {
+            let guard = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            let db = guard.as_ref().ok_or(BackupError::Store(WriteError::Closed))?;
+            let copied = Checkpoint::new(db).and_then(|checkpoint| checkpoint.create_checkpoint(&unfinished));
+            if let Err(error) = copied {
+                let _removed = remove(&unfinished);
+                return Err(BackupError::Store(classify(&error.into_string())));
+            }
+        }
+        let bytes = complete(&unfinished, name).and_then(|bytes| {
+            fs::rename(&unfinished, &path)?;
+            sync(&backups)?;
+            Ok(bytes)
+        });
+        match bytes {
+            Ok(bytes) => Ok(Backup { name: name.to_owned(), path, bytes }),
+            Err(error) => {
+                let _removed = remove(&unfinished);
+                Err(match classify(&error.to_string()) {
+                    full @ WriteError::Full(_) => BackupError::Store(full),
+                    _ => directory(error),
+                })
+            }
+        }
+    }
+
+    /// What the backup that this store was opened from says about itself, until [`Store::forget_backup`].
+    pub fn from_backup(&self) -> Option<About> {
+        about(&self.path).ok()
+    }
+
+    /// It has been seen to that nothing goes out twice: from now on it is a store like any other.
+    pub fn forget_backup(&self) -> io::Result<()> {
+        fs::remove_file(self.path.join(ABOUT))?;
+        sync(&self.path)
+    }
+}
+
+/// Writes [`ABOUT`] and syncs everything; the bytes of all files.
+fn complete(directory: &Path, name: &str) -> io::Result<u64> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        // What is linked is synced already, which costs nothing a second time.
+        sync(&entry.path())?;
+        files.push(Part { name: entry.file_name().to_string_lossy().into_owned(), bytes: entry.metadata()?.len() });
+    }
+    files.sort_by(|one, other| one.name.cmp(&other.name));
+    let bytes = files.iter().map(|file| file.bytes).sum();
+    let about = About { version: env!("CARGO_PKG_VERSION").to_owned(), name: name.to_owned(), made: clock::now().0, files };
+    let path = directory.join(ABOUT);
+    fs::write(&path, serde_json::to_vec_pretty(&about)?)?;
+    sync(&path)?;
+    sync(directory)?;
+    Ok(bytes)
+}
+
+fn about(directory: &Path) -> io::Result<About> {
+    Ok(serde_json::from_slice(&fs::read(directory.join(ABOUT))?)?)
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Why a store is not restored.
+#[derive(Debug)]
+pub enum RestoreError {
+    /// A daemon holds the directory, or it cannot be used.
+    Open(OpenError),
+    /// There is a store, and nobody said that it may be put aside.
+    Exists(PathBuf),
+    /// What was given is no whole backup.
+    NotABackup(String),
+    /// Reading or writing failed.
+    Io { path: PathBuf, error: io::Error },
+}
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RestoreError::Open(error) => error.fmt(f),
+            RestoreError::Exists(path) => write!(f, "there is a store at {}: --replace puts it aside", path.display()),
+            RestoreError::NotABackup(why) => write!(f, "this is no whole backup: {why}"),
+            RestoreError::Io { path, error } => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for RestoreError {}
+
+/// A data directory that no daemon uses, and none can while this lives.
+pub struct Vacant {
+    data_dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// A store that was put in place.
+#[derive(Debug)]
+pub struct Restored {
+    pub about: About,
+    pub path: PathBuf,
+    /// Where the old one lies now.
+    pub put_aside: Option<PathBuf>,
+}
+
+impl Vacant {
+    /// Takes the lock of `data_dir`, which is made if it is missing.
+    pub fn take(data_dir: &Path) -> Result<Vacant, RestoreError> {
+        let failed = |error| RestoreError::Io { path: data_dir.to_owned(), error };
+        DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
+        let lock = take_lock(data_dir).map_err(RestoreError::Open)?;
+        own(data_dir, &data_dir.join("lock")).map_err(failed)?;
+        Ok(Vacant { data_dir: data_dir.to_owned(), _lock: lock })
+    }
+
+    /// Puts a backup in place: `fill` writes its files into a directory. Nothing that is there is touched before the new store is
+    /// whole and on disk; with `replace` the old one is put aside.
+    pub fn restore(&self, replace: bool, fill: impl FnOnce(&Path) -> Result<(), RestoreError>) -> Result<Restored, RestoreError> {
+        let path = self.data_dir.join("db");
+        let exists = path.symlink_metadata().is_ok();
+        if exists && !replace {
+            return Err(RestoreError::Exists(path));
+        }
+        let coming = self.data_dir.join("db.restoring");
+        let failed = |error| RestoreError::Io { path: coming.clone(), error };
+        remove(&coming).map_err(failed)?;
+        DirBuilder::new().mode(0o700).create(&coming).map_err(failed)?;
+        let about = fill(&coming).and_then(|()| check(&coming)).inspect_err(|_| {
+            let _removed = remove(&coming);
+        })?;
+        own(&self.data_dir, &coming).map_err(failed)?;
+        for entry in fs::read_dir(&coming).map_err(failed)? {
+            let file = entry.map_err(failed)?.path();
+            own(&self.data_dir, &file).and_then(|()| sync(&file)).map_err(failed)?;
+        }
+        sync(&coming).map_err(failed)?;
+        let mut put_aside = None;
+        if exists {
+            let aside = self.data_dir.join(format!("db.before-restore-{}", name_at(clock::now())));
+            fs::rename(&path, &aside).map_err(failed)?;
+            put_aside = Some(aside);
+        }
+        fs::rename(&coming, &path).and_then(|()| sync(&self.data_dir)).map_err(failed)?;
+        Ok(Restored { about, path, put_aside })
+    }
+}
+
+/// Gives `path` to whom the data directory belongs: root restores for the daemon's user.
+fn own(data_dir: &Path, path: &Path) -> io::Result<()> {
+    let (owner, file) = (data_dir.metadata()?, path.metadata()?);
+    if (owner.uid(), owner.gid()) == (file.uid(), file.gid()) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+}
+
+/// Copies a backup's directory file by file.
+pub fn copy(from: &Path, to: &Path) -> Result<(), RestoreError> {
+    let about = about(from).map_err(|error| RestoreError::NotABackup(format!("{}: {error}", from.join(ABOUT).display())))?;
+    for name in about.files.iter().map(|file| file.name.as_str()).chain([ABOUT]) {
+        if !is_plain(name) {
+            return Err(RestoreError::NotABackup("it names files outside of itself".to_owned()));
+        }
+        let file = from.join(name);
+        fs::copy(&file, to.join(name)).map_err(|error| RestoreError::Io { path: file, error })?;
+    }
+    Ok(())
+}
+
+/// Whether a name is that of a file in the backup's own directory.
+pub fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains('/')
+}
+
+/// Looks whether a backup is whole, and whether this program can open it.
+pub fn check(directory: &Path) -> Result<About, RestoreError> {
+    let not = |why: String| RestoreError::NotABackup(why);
+    let about = about(directory).map_err(|error| not(format!("{ABOUT}: {error}")))?;
+    for file in &about.files {
+        let found = is_plain(&file.name).then(|| directory.join(&file.name).metadata().ok()).flatten();
+        match found {
+            None => return Err(not(format!("{} is missing", file.name))),
+            Some(found) if found.len() != file.bytes => {
+                return Err(not(format!("{} has {} bytes instead of {}", file.name, found.len(), file.bytes)));
+            }
+            Some(_) => {}
+        }
+    }
+    let db = open(directory)?;
+    let meta = db.cf_handle(family::META).ok_or_else(|| not("it has no rows about itself".to_owned()))?;
+    match db.get_cf(&meta, "format").map_err(|error| not(error.into_string()))? {
+        Some(format) if format.first() > Some(&FORMAT) => Err(RestoreError::Open(OpenError::Newer { found: format[0] })),
+        Some(_) => Ok(about),
+        None => Err(not("it has no format".to_owned())),
+    }
+}
+
+/// A backup for reading only: nothing in its directory is changed.
+fn open(directory: &Path) -> Result<Db, RestoreError> {
+    let not = |error: rocksdb::Error| RestoreError::NotABackup(error.into_string());
+    let mut options = Options::default();
+    // Else it writes a log of its own beside the files.
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| tracing::debug!(text, "RocksDB")));
+    options.set_max_open_files(64);
+    let families = Db::list_cf(&options, directory).map_err(not)?;
+    let families = families.into_iter().map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
+    Db::open_cf_descriptors_read_only(&options, directory, families, false).map_err(not)
+}
+
+/// The subscriptions and accounts of a backup, each as a line of `export`, to `each`; how many.
+pub fn registry_rows(directory: &Path, each: &mut dyn FnMut(&str) -> Result<(), RestoreError>) -> Result<u64, RestoreError> {
+    let db = open(directory)?;
+    rows_of(&db, each)
+}
+
+/// Accounts that are switched off are lines `{"account":…,"app":…,"enabled":false}`, behind the subscriptions: a disabled
+/// account takes no new ones.
+fn rows_of(db: &Db, each: &mut dyn FnMut(&str) -> Result<(), RestoreError>) -> Result<u64, RestoreError> {
+    let not = |error: rocksdb::Error| RestoreError::NotABackup(error.into_string());
+    // A backup of a version that had no registry has no subscriptions.
+    let rows = |name: &str| db.cf_handle(name).map(|family| db.iterator_cf(&family, rocksdb::IteratorMode::Start));
+    let mut apps: HashMap<App, String> = HashMap::new();
+    for entry in rows(family::META).into_iter().flatten() {
+        let (key, value) = entry.map_err(not)?;
+        if let (Some(name), Ok(number)) = (key.strip_prefix(b"app/"), (*value).try_into()) {
+            apps.insert(App::from_be_bytes(number), String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    let mut told = 0;
+    for entry in rows(family::SUBSCRIPTION).into_iter().flatten() {
+        let (key, value) = entry.map_err(not)?;
+        let subscription = Subscription::decode(Bytes::from(value.into_vec()));
+        let detail = match db.cf_handle(family::DETAIL) {
+            Some(details) => db.get_cf(&details, &key).map_err(not)?,
+            None => None,
+        };
+        let detail = detail.map_or_else(|| Ok(Detail::default()), |row| Detail::decode(Bytes::from(row)));
+        let (Ok(subscription), Ok(detail)) = (subscription, detail) else {
+            tracing::warn!("a subscription of the backup cannot be read and is left out");
+            continue;
+        };
+        if !subscription.gone {
+            each(&line(&subscription, &detail, apps.get(&subscription.app)).to_string())?;
+            told += 1;
+        }
+    }
+    for entry in rows(family::INDEX).into_iter().flatten() {
+        let (key, _) = entry.map_err(not)?;
+        if key.first() == Some(&2)
+            && let Ok((app, account)) = row::disabled_from(&key)
+        {
+            each(&json!({"account": &*account, "app": apps.get(&app), "enabled": false}).to_string())?;
+        }
+    }
+    Ok(told)
+}
+
+/// A subscription as a line of `export`.
+fn line(subscription: &Subscription, detail: &Detail, app: Option<&String>) -> Value {
+    let Subscription { app: _, enabled, gone: _, proven: _, account, scopes, tags, attributes, recipient } = subscription;
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let names = |names: &[Name]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    let attributes: serde_json::Map<String, Value> =
+        attributes.iter().filter_map(|(name, value)| Some((name.to_string(), serde_json::from_str(value).ok()?))).collect();
+    let mut own = json!({
+        "endpoint": recipient.endpoint.as_str(),
+        "expirationTime": recipient.expiration.map(|time| time.0),
+        "keys": {"p256dh": encode(&recipient.p256dh), "auth": encode(&recipient.auth)},
+    });
+    if recipient.encoding == Encoding::Aesgcm {
+        own["contentEncoding"] = "aesgcm".into();
+    }
+    // Of the key that it was made with only the hash is known here, and `subscribe` takes no hash.
+    match &recipient.reference {
+        None => {}
+        Some(Reference::Text(text)) => own["ref"] = text.as_str().into(),
+        Some(Reference::Integer(number)) => own["ref"] = (*number).into(),
+    }
+    json!({
+        "subscription": own,
+        "app": app,
+        "account": account.as_deref(),
+        "name": detail.name,
+        "user_agent": detail.user_agent,
+        "scopes": scopes.as_deref().map(names),
+        "tags": names(tags),
+        "attributes": attributes,
+        "enabled": enabled,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Rows, testing};
+    use super::*;
+
+    fn open_store(data_dir: &Path) -> Store {
+        Store::open(data_dir, &testing::settings(), &[]).expect("the directory is writable")
+    }
+
+    fn put(store: &Store, value: &str) {
+        let mut rows = Rows::new();
+        rows.put(&store.reader().expect("open"), family::META, "test", value);
+        store.write(rows).expect("written");
+    }
+
+    fn value(store: &Store) -> Option<bytes::Bytes> {
+        store.reader().expect("open").value(family::META, "test").expect("readable")
+    }
+
+    fn restore(backup: &Path, data_dir: &Path, replace: bool) -> Result<Restored, RestoreError> {
+        Vacant::take(data_dir)?.restore(replace, |to| copy(backup, to))
+    }
+
+    #[test]
+    fn a_backup_holds_what_was_written_and_says_where_it_comes_from() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let (here, there) = (directory.path().join("here"), directory.path().join("there"));
+        let store = open_store(&here);
+        assert_eq!(store.from_backup(), None);
+        put(&store, "before");
+        let backup = store.backup("one").expect("a backup");
+        put(&store, "after");
+        assert!(backup.bytes > 0 && backup.path == here.join("backups/one"));
+        assert!(matches!(store.backup("one"), Err(BackupError::Exists)));
+        for name in ["", ".", "..", ".hidden", "a/b", "../x", "a b", &"x".repeat(200)] {
+            assert!(matches!(store.backup(name), Err(BackupError::Name)), "{name:?}");
+        }
+        let left: Vec<_> = fs::read_dir(here.join("backups")).expect("readable").collect();
+        assert_eq!(left.len(), 1, "nothing unfinished is left");
+        assert!(matches!(restore(&backup.path, &here, true), Err(RestoreError::Open(OpenError::Locked { pid: Some(_) }))));
+
+        restore(&backup.path, &there, false).expect("nothing is there");
+        let restored = open_store(&there);
+        assert_eq!(value(&restored).as_deref(), Some(&b"before"[..]));
+        assert_eq!(restored.from_backup().expect("it comes from one").name, "one");
+        assert_ne!(restored.id, store.id, "cursors of the old one are not taken");
+        assert_eq!(restored.secret, store.secret);
+        drop(restored);
+        let restored = open_store(&there);
+        assert!(restored.from_backup().is_some(), "until it is told");
+        let id = restored.id;
+        restored.forget_backup().expect("writable");
+        put(&restored, "new");
+        drop(restored);
+        let restored = open_store(&there);
+        assert_eq!((restored.from_backup(), restored.id), (None, id));
+        assert_eq!(value(&restored).as_deref(), Some(&b"new"[..]));
+        assert_eq!(value(&store).as_deref(), Some(&b"after"[..]));
+        check(&backup.path).expect("reading it changed nothing");
+    }
+
+    #[test]
+    fn nothing_is_overwritten_and_nothing_that_is_not_whole_is_put_in_place() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let here = directory.path().join("here");
+        let store = open_store(&here);
+        put(&store, "old");
+        let backup = store.backup("x").expect("a backup").path;
+        put(&store, "new");
+        drop(store);
+        assert!(matches!(restore(&backup, &here, false), Err(RestoreError::Exists(_))));
+
+        let whole = directory.path().join("whole");
+        fs::create_dir(&whole).expect("writable");
+        copy(&backup, &whole).expect("readable");
+        fs::write(backup.join("CURRENT"), "").expect("writable");
+        assert!(matches!(restore(&backup, &here, true), Err(RestoreError::NotABackup(_))));
+        fs::remove_file(whole.join(ABOUT)).expect("writable");
+        assert!(matches!(restore(&whole, &here, true), Err(RestoreError::NotABackup(_))));
+        assert_eq!(value(&open_store(&here)).as_deref(), Some(&b"new"[..]), "it is as it was");
+
+        let good = open_store(&here).backup("y").expect("a backup").path;
+        let restored = restore(&good, &here, true).expect("nobody holds it");
+        let aside = restored.put_aside.expect("there was one");
+        assert!(aside.join("CURRENT").exists());
+        assert!(aside.file_name().expect("a name").to_string_lossy().starts_with("db.before-restore-2"));
+    }
+
+    #[test]
+    fn names_of_times_sort() {
+        assert_eq!(name_at(UnixMillis(1_795_343_400_007)), "20261122T103000007Z");
+    }
+}

@@ -1,0 +1,732 @@
+//! A small registry and campaigns over it, with the writer, the scheduler, the sweep and a worker played by hand, under random
+//! actions, crash and reopen among them. Stretches are three places long here.
+//!
+//! Demanded: who is in flight, or has ended, is not handed out again; every status adds up; the kept counts are those of the
+//! rows; and in the end every campaign has ended, with one event a recipient, nobody left out who was there all the time, and no
+//! row of what waits left.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use proptest::prelude::*;
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::encrypt::{load, unread};
+use crate::ingest::request::{Code, Devices, Erase, EventType, Payload, Send, Subscribe, Target, To, Whose};
+use crate::message::{
+    Account, Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Name, Origin, Recipient, Segment, SubscriptionId,
+    SubscriptionKey, UnixMillis, Urgency,
+};
+use crate::schedule::origins::Table;
+use crate::schedule::{Queues, Run, Schedule};
+use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_send, prepare_subscribe};
+use crate::store::registry::row::{Kind, Posting, View};
+use crate::store::sweep::{self, Sweep};
+use crate::store::writer::{News, Settings, Settle, Settled, Settlement, Writer};
+use crate::store::{Store, family, testing};
+
+const HOSTS: [&str; 2] = ["one.example.net", "two.example.net"];
+
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Accepted,
+    Gone,
+    Wait,
+    Back,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Subscribe { who: u8, tag: Option<u8>, replaces: Option<u8> },
+    Unsubscribe(u8),
+    Campaign { tag: Option<u8>, label: bool, paused: bool, later: bool },
+    Cancel(u8),
+    Pause(u8),
+    Resume(u8),
+    PauseLabel,
+    ResumeLabel,
+    Step,
+    Load(u8),
+    Settle(u8, How),
+    Sweep,
+    Later(u16),
+    Checkpoint,
+    Crash,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let how = prop_oneof![4 => Just(How::Accepted), 1 => Just(How::Gone), 2 => Just(How::Wait), 2 => Just(How::Back)];
+    let tag = || prop::option::weighted(0.6, 0..2u8);
+    let odd = || prop::bool::weighted(0.2);
+    prop_oneof![
+        8 => (0..24u8, tag(), prop::option::weighted(0.3, 0..24u8)).prop_map(|(who, tag, replaces)| Act::Subscribe { who, tag, replaces }),
+        2 => (0..24u8).prop_map(Act::Unsubscribe),
+        3 => (tag(), odd(), odd(), odd()).prop_map(|(tag, label, paused, later)| Act::Campaign { tag, label, paused, later }),
+        1 => any::<u8>().prop_map(Act::Cancel),
+        1 => any::<u8>().prop_map(Act::Pause),
+        2 => any::<u8>().prop_map(Act::Resume),
+        1 => Just(Act::PauseLabel),
+        1 => Just(Act::ResumeLabel),
+        8 => Just(Act::Step),
+        8 => (1..5u8).prop_map(Act::Load),
+        8 => (1..8u8, how).prop_map(|(n, how)| Act::Settle(n, how)),
+        2 => Just(Act::Sweep),
+        2 => (100..40_000u16).prop_map(Act::Later),
+        3 => Just(Act::Checkpoint),
+        2 => Just(Act::Crash),
+    ]
+}
+
+struct Running {
+    store: Arc<Store>,
+    writer: Writer,
+    schedule: Schedule,
+    sweep: Sweep,
+    table: Arc<Table>,
+    commits: Sender<Writes>,
+    settles: Sender<Settle>,
+    high: Receiver<Run>,
+    normal: Receiver<Run>,
+    runs: VecDeque<Run>,
+    in_flight: Vec<(Box<Delivery>, Origin)>,
+}
+
+struct Known {
+    id: MessageId,
+    /// Those who were there when it was sent, and that nothing has happened to since.
+    members: BTreeSet<u8>,
+    cancelled: bool,
+    paused: bool,
+    label: bool,
+}
+
+type Of = (MessageId, SubscriptionKey);
+
+struct World {
+    directory: tempfile::TempDir,
+    apps: Apps,
+    running: Option<Running>,
+    ahead: u64,
+    /// Who is there by now, with the tag.
+    there: BTreeMap<u8, Option<u8>>,
+    messages: Vec<Known>,
+    ended: HashMap<Of, Ending>,
+    ended_on_disk: HashMap<Of, Ending>,
+    label_paused: bool,
+}
+
+impl Running {
+    fn start(directory: &std::path::Path, apps: &Apps) -> Running {
+        let allowed: Vec<String> = HOSTS.iter().map(|host| (*host).to_owned()).collect();
+        let store = Arc::new(Store::open(directory, &testing::settings(), &allowed).expect("it opens"));
+        let (wake, _rung) = bounded(1);
+        let news = Arc::new(News::new(wake));
+        let (commits, commits_out) = unbounded();
+        let (settles, settles_out) = unbounded();
+        let (cancelled, cancellations) = bounded(1);
+        let settings = Settings {
+            checkpoint_interval: Duration::from_secs(3_600),
+            max_pending: 1_000_000,
+            log: Ending::ALL.into_iter().map(EventType::Ended).chain([EventType::Unreachable]).collect(),
+            first_keys: HashMap::new(),
+            apps: apps.clone(),
+            browsers_per_account: 2,
+            undo: 604_800_000,
+            grace: 120_000,
+        };
+        let writer = Writer::open(store.clone(), settings, commits_out, settles_out, news.clone(), cancelled).expect("it opens");
+        let (high_in, high) = bounded(4);
+        let (normal_in, normal) = bounded(4);
+        let table = Arc::new(Table::new(16, |_| 1_000));
+        let queues = Queues { high: high_in, normal: normal_in };
+        let schedule = Schedule::new(store.clone(), news, table.clone(), queues, settles.clone()).expect("it reads");
+        let settings = sweep::Settings {
+            retention: Duration::from_secs(604_800),
+            events_retention: Duration::from_secs(604_800),
+            events_max_mb: 64,
+            stats_keep_days: 400,
+            min_free_percent: 0.0,
+        };
+        let sweep = Sweep::new(store.clone(), settings, settles.clone(), cancellations, Arc::default());
+        let (runs, in_flight) = (VecDeque::new(), Vec::new());
+        Running { store, writer, schedule, sweep, table, commits, settles, high, normal, runs, in_flight }
+    }
+}
+
+fn endpoint(who: u8) -> String {
+    format!("https://{}/{who}", HOSTS[usize::from(who) % 2])
+}
+
+fn id_of(who: u8) -> SubscriptionId {
+    SubscriptionId::of(&endpoint(who))
+}
+
+fn who_is(recipient: &Recipient) -> u8 {
+    recipient.endpoint.as_str().rsplit('/').next().expect("a path").parse().expect("a number")
+}
+
+fn tag_name(tag: u8) -> Name {
+    Arc::from(format!("tag{tag}"))
+}
+
+impl World {
+    fn new() -> World {
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
+        let apps: Apps = Arc::new(vec![Arc::from("shop")]);
+        let running = Some(Running::start(directory.path(), &apps));
+        World {
+            directory,
+            apps,
+            running,
+            ahead: 0,
+            there: BTreeMap::new(),
+            messages: Vec::new(),
+            ended: HashMap::new(),
+            ended_on_disk: HashMap::new(),
+            label_paused: false,
+        }
+    }
+
+    fn run(&mut self) -> &mut Running {
+        self.running.as_mut().expect("it runs")
+    }
+
+    fn now(&self) -> UnixMillis {
+        clock::now().plus(self.ahead)
+    }
+
+    fn pump(&mut self) {
+        loop {
+            let checkpoint = self.run().writer.play();
+            if checkpoint {
+                self.ended_on_disk = self.ended.clone();
+            }
+            if self.run().writer.idle() {
+                return;
+            }
+        }
+    }
+
+    fn hand_over(&mut self, op: Op) -> Done {
+        let (reply, mut answers) = oneshot::channel();
+        self.run().commits.send(Writes { ops: vec![op], reply, places: Vec::new() }).expect("the writer takes it");
+        self.pump();
+        answers.try_recv().expect("it is answered").remove(0)
+    }
+
+    fn subscription(&mut self, who: u8) -> Recipient {
+        let host = HOSTS[usize::from(who) % 2];
+        let service = self.run().store.service_of(host).expect("it is allowed");
+        let origin = format!("https://{host}");
+        Recipient {
+            service,
+            endpoint: Endpoint::from_checked(Bytes::from(endpoint(who)), origin.len() as u16),
+            p256dh: [4; 65],
+            auth: [1; 16],
+            encoding: Encoding::Aes128gcm,
+            key: None,
+            expiration: None,
+            reference: None,
+            attributes: None,
+            registered: None,
+        }
+    }
+
+    fn preparing(&self) -> Preparing<'_> {
+        let services = &self.running.as_ref().expect("it runs").store.services;
+        Preparing { now: clock::now(), ttl0_patience: Duration::from_secs(5), first_key: KeyId([0; 8]), services }
+    }
+
+    fn subscribe(&mut self, who: u8, tags: Option<Vec<Name>>, replaces: Option<u8>, account: Option<&str>) -> Done {
+        let subscribe = Subscribe {
+            app: self.apps[0].clone(),
+            subscription: self.subscription(who),
+            account: account.map(Account::from),
+            name: None,
+            user_agent: None,
+            scopes: None,
+            tags,
+            attributes: None,
+            replaces: replaces.map(id_of),
+            confirm: None,
+        };
+        let op = prepare_subscribe(subscribe, None, &self.preparing());
+        self.hand_over(op)
+    }
+
+    fn message(&self, to: To) -> Send {
+        Send {
+            app: self.apps[0].clone(),
+            to,
+            payload: Payload::opaque(Bytes::from_static(b"hello")),
+            ttl: 2_419_200,
+            urgency: Urgency::Normal,
+            topic: None,
+            idempotency_key: None,
+            fingerprint: [0; 16],
+            at: None,
+            paused: false,
+            label: None,
+            reference: None,
+            rate: None,
+            spread: None,
+            scope: None,
+            when_offline: false,
+            fallback: None,
+        }
+    }
+
+    fn send(&mut self, send: Send) -> MessageId {
+        let op = Op::Send(Box::new(prepare_send(send, &self.preparing())));
+        match self.hand_over(op) {
+            Done::Taken { message_id, .. } => message_id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn campaign(&mut self, tag: Option<u8>, label: bool, paused: bool, later: bool) {
+        let segment = Segment { tags_any: tag.into_iter().map(tag_name).collect(), ..Segment::default() };
+        let send = Send {
+            label: label.then(|| Arc::from("label")),
+            paused,
+            at: later.then(|| clock::now().plus(600_000)),
+            ..self.message(To::Segment(segment))
+        };
+        let id = self.send(send);
+        let wanted = |(_, has): &(&u8, &Option<u8>)| tag.is_none() || **has == tag;
+        let members = self.there.iter().filter(wanted).map(|(who, _)| *who).collect();
+        self.messages.push(Known { id, members, cancelled: false, paused, label });
+    }
+
+    /// Something has happened to this subscription: it may or may not be in campaigns that were on their way.
+    fn touched(&mut self, who: u8) {
+        self.messages.iter_mut().for_each(|known| _ = known.members.remove(&who));
+    }
+
+    fn pick(&self, message: u8) -> Option<usize> {
+        (!self.messages.is_empty()).then(|| usize::from(message) % self.messages.len())
+    }
+
+    fn act(&mut self, act: &Act) {
+        let apps = self.apps.clone();
+        let label = || Target::Label(Arc::from("label"));
+        match *act {
+            Act::Subscribe { who, tag, replaces } => {
+                let tags = Some(tag.into_iter().map(tag_name).collect());
+                assert!(matches!(self.subscribe(who, tags, replaces, None), Done::Subscribed { .. }));
+                if let Some(replaced) = replaces {
+                    self.there.remove(&replaced);
+                    self.touched(replaced);
+                }
+                self.there.insert(who, tag);
+                self.touched(who);
+            }
+            Act::Unsubscribe(who) => {
+                let Done::Removed(_) = self.hand_over(Op::Unsubscribe { subscription: id_of(who), apps }) else { panic!() };
+                self.there.remove(&who);
+                self.touched(who);
+            }
+            Act::Campaign { tag, label, paused, later } => self.campaign(tag, label, paused, later),
+            Act::Cancel(message) => {
+                let Some(index) = self.pick(message) else { return };
+                let target = Target::Message(self.messages[index].id);
+                self.messages[index].cancelled = true;
+                assert_eq!(self.hand_over(Op::Cancel { target, apps }), Done::Done);
+            }
+            Act::Pause(message) => {
+                let Some(index) = self.pick(message) else { return };
+                let target = Target::Message(self.messages[index].id);
+                self.messages[index].paused = true;
+                assert_eq!(self.hand_over(Op::Pause { target, apps }), Done::Done);
+            }
+            Act::Resume(message) => {
+                let Some(index) = self.pick(message) else { return };
+                let target = Target::Message(self.messages[index].id);
+                self.messages[index].paused = false;
+                assert_eq!(self.hand_over(Op::Resume { target, rate: None, apps }), Done::Done);
+            }
+            Act::PauseLabel => {
+                self.label_paused = true;
+                assert_eq!(self.hand_over(Op::Pause { target: label(), apps }), Done::Done);
+            }
+            Act::ResumeLabel => {
+                self.label_paused = false;
+                assert_eq!(self.hand_over(Op::Resume { target: label(), rate: None, apps }), Done::Done);
+            }
+            Act::Step => {
+                let now = self.now();
+                self.run().schedule.step(now);
+                let Running { runs, high, normal, .. } = self.run();
+                runs.extend(high.try_iter());
+                runs.extend(normal.try_iter());
+                self.pump();
+            }
+            Act::Load(n) => (0..n).for_each(|_| self.load_one()),
+            Act::Settle(n, how) => self.settle(usize::from(n), how),
+            Act::Sweep => {
+                let now = self.now();
+                self.run().sweep.play(now);
+                self.pump();
+            }
+            Act::Later(millis) => self.ahead += u64::from(millis),
+            Act::Checkpoint => self.checkpoint(),
+            Act::Crash => self.crash(),
+        }
+    }
+
+    /// Plays a worker with one run.
+    fn load_one(&mut self) {
+        let now = self.now();
+        let Some(run) = self.run().runs.pop_front() else { return };
+        let (service, store, table) = (run.lane.service, self.run().store.clone(), self.run().table.clone());
+        let loaded = load(&store, &run).expect("the store is open");
+        table.unsent(service, run.origin.as_ref(), usize::from(run.most) - loaded.deliveries.len());
+        if loaded.back {
+            self.run().settles.send(unread(&run).expect("a run of something")).expect("taken");
+        }
+        if let Some((batch, list, places)) = loaded.absent {
+            self.run().settles.send(Settle::Absent { batch, list, places }).expect("taken");
+        }
+        if !loaded.stale.is_empty() {
+            self.run().settles.send(Settle::Stale(loaded.stale)).expect("taken");
+        }
+        let mut settled = Vec::new();
+        for delivery in loaded.deliveries {
+            let of = of(&delivery);
+            assert!(!self.ended.contains_key(&of), "{of:?} has ended and is handed out again");
+            assert!(self.run().in_flight.iter().all(|(other, _)| self::of(other) != of), "{of:?} is in flight twice");
+            let message = delivery.message.clone();
+            assert!(message.at <= now, "{of:?} is early");
+            let rules = store.rules.load();
+            let ended = |ending, reason| Some(Settlement::Ended { ending, reason, status: None, key: None });
+            let what = if rules.cancels(message.id, &message.app, message.label.as_ref()) {
+                ended(Ending::Cancelled, "cancelled")
+            } else if let Some(lost) = delivery.lost {
+                ended(Ending::Skipped, lost)
+            } else if message.expires.since(now) < 1_000 {
+                ended(Ending::Expired, "deadline")
+            } else {
+                rules.holder(&message).map(Settlement::Hold)
+            };
+            drop(rules);
+            if let Some(what) = what {
+                if let Settlement::Ended { ending, .. } = &what {
+                    self.ended.insert(of, *ending);
+                }
+                table.unsent(service, run.origin.as_ref(), 1);
+                settled.push(Settled { delivery, what });
+                continue;
+            }
+            if let Some(known) = self.messages.iter().find(|known| known.id == message.id) {
+                assert!(!(known.paused || known.label && self.label_paused), "{of:?} is paused and is sent");
+                assert!(!known.cancelled, "{of:?} was cancelled and is sent");
+            }
+            let origin = Origin(Arc::from(delivery.recipient.endpoint.origin_str()));
+            self.run().in_flight.push((delivery, origin));
+        }
+        self.run().settles.send(Settle::Slice(settled)).expect("taken");
+        self.pump();
+    }
+
+    fn settle(&mut self, n: usize, how: How) {
+        let now = self.now();
+        let mut settled = Vec::new();
+        for _ in 0..n {
+            let Running { in_flight, .. } = self.run();
+            let Some(last) = in_flight.len().checked_sub(1) else { break };
+            let (delivery, origin) = in_flight.remove(if last % 2 == 0 { 0 } else { last });
+            let ended = |ending| Settlement::Ended { ending, reason: "", status: None, key: None };
+            let what = match how {
+                How::Accepted => ended(Ending::Accepted),
+                How::Gone => ended(Ending::Gone),
+                How::Wait => Settlement::Wait { until: now.plus(5_000), counts_retry: true },
+                How::Back => Settlement::Back,
+            };
+            // Gone may be about an endpoint that it does not have any more: then it is due again.
+            if let Settlement::Ended { ending: ending @ Ending::Accepted, .. } = &what {
+                self.ended.insert(of(&delivery), *ending);
+            }
+            if let How::Gone = how {
+                let who = who_is(&delivery.recipient);
+                self.there.remove(&who);
+                self.touched(who);
+            }
+            let service = delivery.recipient.service;
+            self.run().table.answered(service, &origin, now, None, None);
+            settled.push(Settled { delivery, what });
+        }
+        self.run().settles.send(Settle::Slice(settled)).expect("taken");
+        if let How::Gone = how {
+            // Until the checkpoint a browser that comes again with this endpoint is taken for the old one, and goes with it.
+            self.run().writer.force();
+        }
+        self.pump();
+    }
+
+    fn checkpoint(&mut self) {
+        self.run().writer.force();
+        self.pump();
+        self.check();
+    }
+
+    fn crash(&mut self) {
+        self.running = None;
+        self.ended = self.ended_on_disk.clone();
+        self.running = Some(Running::start(self.directory.path(), &self.apps));
+        self.run().writer.force();
+        self.pump();
+        self.check();
+    }
+
+    /// Right after a checkpoint: statuses add up, and kept counts are those of the rows.
+    fn check(&mut self) {
+        let now = self.now();
+        let store = self.run().store.clone();
+        let mut pending = 0;
+        for known in &self.messages {
+            let status = store.status(known.id, &self.apps, now).expect("read").expect("it is there");
+            let counts = status.counts;
+            assert!(counts.ended.iter().sum::<u64>() <= counts.recipients, "{}: {counts:?}", known.id);
+            let accepted = self.ended.iter().filter(|((id, _), how)| *id == known.id && **how == Ending::Accepted).count();
+            assert_eq!(counts.ended[Ending::Accepted as usize - 1], accepted as u64, "{}", known.id);
+            if let Some(list) = store.lists.get(crate::store::live::ListKey::of(known.id)) {
+                let state = crate::store::list_state(&list);
+                pending += state.settled - state.counts.ended.iter().sum::<u64>().min(state.settled);
+            }
+        }
+        assert_eq!(store.pending.load(Ordering::Relaxed), pending, "what waits is counted");
+        let app = store.registry.app("shop").expect("configured");
+        let (mut all, mut tags, mut any_scope) = (0, BTreeMap::<Name, u64>::new(), 0);
+        let reader = store.reader().expect("open");
+        reader
+            .scan(family::SUBSCRIPTION, &[], &[255; 11], |_, row| {
+                let view = View::of(row).expect("sound");
+                if store.reachable(&view) {
+                    all += 1;
+                    any_scope += 1;
+                    for tag in (0..2).map(tag_name).filter(|tag| view.has_tag(tag)) {
+                        *tags.entry(tag).or_default() += 1;
+                    }
+                }
+                true
+            })
+            .expect("read");
+        assert_eq!(store.kept_count(&Store::app_posting(app)).expect("read"), all);
+        let any = Posting { app, kind: Kind::AnyScope, name: Arc::from("") };
+        assert_eq!(store.kept_count(&any).expect("read"), any_scope);
+        for tag in (0..2).map(tag_name) {
+            let posting = Posting { app, kind: Kind::Tag, name: tag.clone() };
+            assert_eq!(store.kept_count(&posting).expect("read"), tags.get(&tag).copied().unwrap_or(0), "{tag}");
+        }
+    }
+
+    fn drain(&mut self) {
+        loop {
+            self.settle(usize::MAX, How::Accepted);
+            self.act(&Act::Step);
+            if self.run().runs.is_empty() {
+                return;
+            }
+            while !self.run().runs.is_empty() {
+                self.load_one();
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.act(&Act::ResumeLabel);
+        (0..self.messages.len()).for_each(|index| self.act(&Act::Resume(index as u8)));
+        let mut rounds = 0;
+        while !self.run().store.lists.all().is_empty() {
+            rounds += 1;
+            assert!(rounds < 60, "campaigns are stuck: {:?}", self.open());
+            self.ahead += 31_000;
+            self.drain();
+            self.act(&Act::Sweep);
+            self.checkpoint();
+        }
+        let (now, store) = (self.now(), self.run().store.clone());
+        for known in &self.messages {
+            let counts = store.status(known.id, &self.apps, now).expect("read").expect("there").counts;
+            assert_eq!(counts.pending(), 0, "{}", known.id);
+            if !known.cancelled {
+                for who in &known.members {
+                    let key = store.find_subscription(1, id_of(*who)).expect("read").expect("it is there");
+                    assert_eq!(self.ended.get(&(known.id, key)), Some(&Ending::Accepted), "{who} of {} was left out", known.id);
+                }
+            }
+        }
+        // Hints of what has ended leave when their time comes.
+        self.ahead += 40 * 86_400_000;
+        self.drain();
+        self.drain();
+        self.checkpoint();
+        for family in [family::WORK, family::LIST, family::DUE, family::HELD, family::OUTCOME] {
+            let mut rows = 0;
+            let count = |_: &[u8], _: &[u8]| {
+                rows += 1;
+                true
+            };
+            store.reader().expect("open").scan(family, &[], &[255; 64], count).expect("read");
+            assert_eq!(rows, 0, "rows left in {family}");
+        }
+        drop(store);
+        self.check_events();
+        self.crash();
+        self.check_events();
+    }
+
+    fn open(&mut self) -> Vec<String> {
+        let store = self.run().store.clone();
+        store.lists.all().iter().map(|(_, list)| format!("{:?}", crate::store::list_state(list))).collect()
+    }
+
+    fn check_events(&mut self) {
+        let (now, store) = (self.now(), self.run().store.clone());
+        let mut told: BTreeMap<String, [u64; 6]> = BTreeMap::new();
+        let mut after = 0;
+        loop {
+            let page = store.events_after(after, 100).expect("read");
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for event in page {
+                let event: serde_json::Value = serde_json::from_slice(&event.json).expect("an event is JSON");
+                let word = event["type"].as_str().expect("a type");
+                let ending = Ending::ALL.into_iter().find(|ending| ending.as_str() == word).expect("an ending");
+                let id = event["message_id"].as_str().expect("an id").to_owned();
+                told.entry(id).or_default()[ending as usize - 1] += event["count"].as_u64().unwrap_or(1);
+            }
+        }
+        for known in &self.messages {
+            let counts = store.status(known.id, &self.apps, now).expect("read").expect("there").counts;
+            assert_eq!(told.get(&known.id.to_string()).copied().unwrap_or_default(), counts.ended, "{}", known.id);
+        }
+    }
+}
+
+fn of(delivery: &Delivery) -> Of {
+    (delivery.message.id, delivery.recipient.registered.expect("all are registered").key)
+}
+
+fn play(acts: &[Act]) {
+    let mut world = World::new();
+    acts.iter().for_each(|act| world.act(act));
+    world.finish();
+}
+
+fn readers(n: u8) -> Vec<Act> {
+    (0..n).map(|who| Act::Subscribe { who, tag: None, replaces: None }).collect()
+}
+
+const ALL: Act = Act::Campaign { tag: None, label: true, paused: false, later: false };
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn campaigns_do_what_a_plain_model_does(acts in prop::collection::vec(act(), 10..100)) {
+        play(&[readers(6), acts].concat());
+    }
+}
+
+#[test]
+fn a_label_paused_between_the_claim_and_the_sending_loses_nobody() {
+    play(
+        &[readers(6), vec![ALL, Act::Step, Act::Checkpoint, Act::PauseLabel, Act::Load(9), Act::Checkpoint, Act::ResumeLabel]]
+            .concat(),
+    );
+}
+
+#[test]
+fn a_subscribe_that_is_refused_changes_nothing() {
+    let mut world = World::new();
+    for who in [0, 2] {
+        world.subscribe(who, None, None, Some("full"));
+    }
+    world.subscribe(4, None, None, None);
+    world.subscribe(6, None, None, None);
+    // Of another service, and of the same one with the new endpoint known by itself.
+    for (who, replaces) in [(1, 4), (6, 4)] {
+        let done = world.subscribe(who, None, Some(replaces), Some("full"));
+        assert!(matches!(&done, Done::Failed { problem, .. } if problem.code == Code::NotAllowed), "{done:?}");
+        let store = world.run().store.clone();
+        for there in [4, 6] {
+            assert!(store.find_subscription(1, id_of(there)).expect("read").is_some(), "{there} after {who}");
+        }
+    }
+    // Who leaves in the same line makes room.
+    assert!(matches!(world.subscribe(1, None, Some(0), Some("full")), Done::Subscribed { .. }));
+    world.check();
+}
+
+#[test]
+fn gone_from_an_endpoint_it_had_ends_with_its_cancelled_campaign() {
+    let replaced = Act::Subscribe { who: 8, tag: None, replaces: Some(0) };
+    play(
+        &[
+            vec![Act::Subscribe { who: 0, tag: None, replaces: None }, ALL, Act::Step, Act::Load(9), replaced],
+            vec![Act::Cancel(0), Act::Settle(9, How::Gone), Act::Checkpoint],
+        ]
+        .concat(),
+    );
+}
+
+/// Of a list, a fallback looks at how its recipients have ended, also when all of them have.
+#[test]
+fn a_list_that_reached_everybody_has_no_fallback() {
+    for (how, told) in [(How::Accepted, 0), (How::Back, 1)] {
+        let mut world = World::new();
+        world.subscribe(0, None, None, Some("anna"));
+        let to = To::Accounts { accounts: vec![Account::from("anna")], devices: Devices::All };
+        // A rate makes a list of however few.
+        let send = Send { rate: Some(1e6), fallback: Some(0.001), ..world.message(to) };
+        world.send(send);
+        world.act(&Act::Step);
+        world.act(&Act::Load(9));
+        world.settle(9, how);
+        world.run().writer.force();
+        world.pump();
+        std::thread::sleep(Duration::from_millis(5));
+        world.act(&Act::Sweep);
+        world.run().writer.force();
+        world.pump();
+        let events = world.run().store.clone().events_after(0, 100).expect("read");
+        let unreachable = events.iter().filter(|event| String::from_utf8_lossy(&event.json).contains("unreachable")).count();
+        assert_eq!(unreachable, told, "{how:?}");
+    }
+}
+
+#[test]
+fn who_is_erased_is_told_of_no_more() {
+    let mut world = World::new();
+    let apps = world.apps.clone();
+    world.subscribe(0, None, None, Some("anna"));
+    let to = || To::Accounts { accounts: vec![Account::from("anna")], devices: Devices::All };
+    for after in [0.001, 3_600.0] {
+        let send = Send { fallback: Some(after), ..world.message(to()) };
+        world.send(send);
+    }
+    let (reply, mut swept) = oneshot::channel();
+    let erase = Erase::Account(Whose { account: Account::from("anna"), app: None });
+    assert_eq!(world.hand_over(Op::Erase { erase, apps, reply }), Done::Erased { removed: 1 });
+    std::thread::sleep(Duration::from_millis(5));
+    world.act(&Act::Sweep);
+    world.run().writer.force();
+    world.pump();
+    assert_eq!(swept.try_recv().expect("told").cancelled, 2);
+    let store = world.run().store.clone();
+    let events = store.events_after(0, 100).expect("read");
+    assert!(events.iter().all(|event| !String::from_utf8_lossy(&event.json).contains("unreachable")));
+    let mut rows = 0;
+    let count = |_: &[u8], _: &[u8]| {
+        rows += 1;
+        true
+    };
+    store.reader().expect("open").scan(family::INDEX, &[7], &[8], count).expect("read");
+    assert_eq!(rows, 0, "fallbacks are left");
+}
