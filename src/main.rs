@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use fanfare::client::output::Output;
 use fanfare::config::{Config, Problems};
 use fanfare::exit::{Exit, Failure};
 use fanfare::{client, setup};
@@ -47,6 +48,8 @@ enum Command {
     Keygen(setup::Keygen),
     #[command(flatten)]
     Client(Box<client::arguments::Command>),
+    /// Put a backup in place of the store, or hand its subscriptions to the running daemon
+    Restore(client::arguments::Restore),
     /// Run daemon and mock push service in a temporary directory, to develop an application against
     Dev,
 }
@@ -74,11 +77,20 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Keygen(arguments) => setup::keygen(&arguments),
         Command::Dev => client::dev::dev(),
-        Command::Client(command) => {
-            let file = config.as_deref().unwrap_or(Path::new(CONFIGURATION));
-            client::run(&client::socket(socket, file, config.is_some())?, json, &command)
+        Command::Restore(arguments) if arguments.registry => {
+            client::backup::restore_registry(&named(config.as_deref(), socket)?, &mut Output::new(json), &arguments)
         }
+        Command::Restore(arguments) => {
+            let data_dir = load(config.as_deref(), socket)?.data_dir;
+            client::backup::restore(&data_dir, &mut Output::new(json), &arguments)
+        }
+        Command::Client(command) => client::run(&named(config.as_deref(), socket)?, json, &command),
     }
+}
+
+/// The socket that a client command uses.
+fn named(config: Option<&Path>, socket: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    client::socket(socket, config.unwrap_or(Path::new(CONFIGURATION)), config.is_some())
 }
 
 /// The configuration from `file`, or from where it lies by convention, and the environment. A daemon configured by the environment

@@ -79,6 +79,29 @@ fn usage_errors_exit_64() {
         &["keygen", "only-one-key", "--import"],
         &["keygen", "public", "private"],
         &["list", "--limit", "0"],
+        &["send", "--to-account", "anna", "--all"],
+        &["send", "--to-id", "A", "--devices", "all"],
+        &["send", "--all", "--when", "offline"],
+        &["send", "--all", "--payload-json", "{"],
+        &["send", "--segment", "[]"],
+        &["send", "--segment", "{}", "--tag", "a"],
+        &["send", "--attribute", "lang"],
+        &["subscribe"],
+        &["subscribe", "--subscription", "{}{}"],
+        &["subscribe", "--subscription", "{}", "--attributes", "x"],
+        &["update", "A"],
+        &["update", "A", "--enable", "--disable"],
+        &["unsubscribe"],
+        &["mark-read", "anna"],
+        &["presence", "anna", "away"],
+        &["subscriptions", "--account", "anna", "--tag", "a"],
+        &["test"],
+        &["feedback", "R", "seen"],
+        &["erase"],
+        &["import"],
+        &["import", "/no/such/file"],
+        &["import", "x", "--format", "xml"],
+        &["restore"],
         &["--no-such-flag", "ping"],
     ] {
         let output = run(arguments);
@@ -280,6 +303,107 @@ fn requests_are_those_of_the_protocol() {
                 "idempotency_key": "k", "rate": 2.5, "spread": 60}),
         ),
         (
+            &[
+                "send",
+                "--to-account",
+                "anna",
+                "--to-account",
+                "ben",
+                "--devices",
+                "latest",
+                "--when",
+                "offline",
+                "--fallback",
+                "5m",
+                "--payload-json",
+                "{\"b\":1,\"a\":2}",
+                "--receipts",
+                "--template",
+                "--scope",
+                "news",
+            ],
+            json!({"op": "send", "to": {"accounts": ["anna", "ben"], "devices": "latest"}, "payload": {"b": 1, "a": 2}, "when": "offline",
+                "fallback": {"after": 300}, "receipts": true, "template": true, "scope": "news"}),
+        ),
+        (&["send", "--to-id", "A", "--to-id", "B"], json!({"op": "send", "to": {"subscription_ids": ["A", "B"]}})),
+        (&["send", "--all"], json!({"op": "send", "to": {"segment": {"all": true}}})),
+        (&["send", "--segment", "{\"all\":true}"], json!({"op": "send", "to": {"segment": {"all": true}}})),
+        (
+            &["send", "--tag", "a", "--tag", "b", "--tag-any", "c", "--tag-none", "d", "--attribute", "lang=pl"],
+            json!({"op": "send", "to": {"segment": {"tags": {"all": ["a", "b"], "any": ["c"], "none": ["d"]}, "attributes": {"lang": "pl"}}}}),
+        ),
+        (
+            &[
+                "subscribe",
+                "--subscription",
+                "{\"endpoint\":\"https://x\"}",
+                "--app",
+                "shop",
+                "--account",
+                "anna",
+                "--name",
+                "Phone",
+                "--user-agent",
+                "M",
+                "--scope",
+                "news",
+                "--tag",
+                "a",
+                "--attributes",
+                "{\"age\":7}",
+                "--replaces",
+                "https://old",
+                "--confirm",
+                "{\"payload\":\"hi\"}",
+            ],
+            json!({"op": "subscribe", "subscription": {"endpoint": "https://x"}, "app": "shop", "account": "anna", "name": "Phone",
+                "user_agent": "M", "scopes": ["news"], "tags": ["a"], "attributes": {"age": 7}, "replaces": "https://old",
+                "confirm": {"payload": "hi"}}),
+        ),
+        (
+            &["update", "A", "--disable", "--detach", "--no-scopes", "--no-tags", "--name", "N", "--attribute", "a=b=c"],
+            json!({"op": "update_subscription", "subscription_id": "A", "enabled": false, "account": null, "scopes": [], "tags": null,
+                "name": "N", "attributes": {"a": "b=c"}}),
+        ),
+        (
+            &["update", "A", "--enable", "--all-scopes"],
+            json!({"op": "update_subscription", "subscription_id": "A", "enabled": true, "scopes": null}),
+        ),
+        (&["unsubscribe", "A"], json!({"op": "unsubscribe", "subscription_id": "A"})),
+        (&["unsubscribe", "--endpoint", "https://x"], json!({"op": "unsubscribe", "endpoint": "https://x"})),
+        (&["subscription", "A", "--reveal"], json!({"op": "subscription", "subscription_id": "A", "reveal": true})),
+        (&["account", "anna"], json!({"op": "account", "account": "anna"})),
+        (
+            &["account", "anna", "--disable", "--app", "shop"],
+            json!({"op": "account", "account": "anna", "enabled": false, "app": "shop"}),
+        ),
+        (
+            &["presence", "anna", "online", "--lease", "1m", "--session", "tab"],
+            json!({"op": "presence", "account": "anna", "state": "online", "lease": 60, "session": "tab"}),
+        ),
+        (&["mark-read", "anna", "--topic", "t"], json!({"op": "mark_read", "account": "anna", "topic": "t"})),
+        (&["mark-read", "anna", "--message", "M"], json!({"op": "mark_read", "account": "anna", "message_id": "M"})),
+        (&["subscriptions"], json!({"op": "list_subscriptions", "limit": 50})),
+        (
+            &["subscriptions", "--account", "anna", "--all", "--reveal"],
+            json!({"op": "list_subscriptions", "account": "anna", "limit": 1000, "reveal": true}),
+        ),
+        (&["count"], json!({"op": "count"})),
+        (
+            &["count", "--tag-any", "a", "--scope", "news", "--app", "shop"],
+            json!({"op": "count", "segment": {"tags": {"any": ["a"]}}, "scope": "news", "app": "shop"}),
+        ),
+        (
+            &["test", "A", "B", "--title", "T", "--navigate", "https://example.com/", "--wait"],
+            json!({"op": "test", "subscription_ids": ["A", "B"], "wait": 10,
+                "notification": {"title": "T", "navigate": "https://example.com/"}}),
+        ),
+        (&["test", "--account", "anna"], json!({"op": "test", "account": "anna"})),
+        (&["feedback", "R", "clicked"], json!({"op": "feedback", "receipt": "R", "type": "clicked"})),
+        (&["erase", "--account", "anna"], json!({"op": "erase", "account": "anna"})),
+        (&["erase", "--subscription", "A"], json!({"op": "erase", "subscription_id": "A"})),
+        (&["backup", "nightly"], json!({"op": "backup", "name": "nightly"})),
+        (
             &["send", "--subscription", "{}", "--title", "T", "--navigate", "https://example.com/", "--body", "B"],
             json!({"op": "send", "to": {"subscription": {}},
                 "notification": {"title": "T", "navigate": "https://example.com/", "body": "B"}}),
@@ -351,6 +475,38 @@ fn watching_ends_when_every_recipient_has_ended() {
     let output = run(&["--socket", &daemon.socket, "status", "M", "--watch"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(stdout(&output).lines().count(), 2, "one line a change: {}", stdout(&output));
+}
+
+#[test]
+fn long_lists_are_read_page_by_page() {
+    let page = |from: u32, to: u32, after: Value| {
+        let subscriptions: Vec<Value> = (from..to).map(|n| json!({"subscription_id": n.to_string()})).collect();
+        json!({"ok": true, "subscriptions": subscriptions, "after": after})
+    };
+    let answers =
+        || VecDeque::from([page(0, 1_000, json!("1000")), page(1_000, 2_000, json!("2000")), page(2_000, 2_001, Value::Null)]);
+    let daemon = Daemon::start(Play { answers: answers(), ..Play::default() });
+    let output = run(&["--socket", &daemon.socket, "subscriptions", "--all"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 2_001);
+    let after: Vec<Value> = daemon.requests().iter().map(|request| request["after"].clone()).collect();
+    assert_eq!(after, [Value::Null, json!("1000"), json!("2000")]);
+
+    let daemon = Daemon::start(Play { answers: answers(), ..Play::default() });
+    let output = run(&["--socket", &daemon.socket, "subscriptions", "--limit", "2000", "--after", "0"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().last(), Some(r#"{"after":"2000"}"#));
+    assert_eq!(daemon.requests()[0]["after"], "0");
+    assert_eq!(daemon.requests().len(), 2);
+}
+
+#[test]
+fn a_subscription_may_come_from_a_file_or_a_pipe() {
+    let daemon = Daemon::start(Play::default());
+    let output =
+        feed(&["--socket", &daemon.socket, "subscribe", "-", "--account", "anna"], "{\n\"endpoint\": \"https://x\"\n}\n");
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(daemon.requests(), [json!({"op": "subscribe", "subscription": {"endpoint": "https://x"}, "account": "anna"})]);
 }
 
 // Files of subscriptions.

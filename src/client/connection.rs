@@ -37,6 +37,14 @@ impl Connection {
         self.stream.get_ref().set_read_timeout(None).map_err(|error| Failure::io("cannot lift the socket's time limit", &error))
     }
 
+    /// Both halves: for who writes ahead of the replies. Neither waits for ever.
+    pub fn split(self) -> Result<(BufReader<UnixStream>, UnixStream), Failure> {
+        let failed = |error: io::Error| Failure::io("cannot share the socket", &error);
+        let writer = self.stream.get_ref().try_clone().map_err(failed)?;
+        writer.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+        Ok((self.stream, writer))
+    }
+
     /// Writes one request, without waiting for its reply.
     pub fn send(&mut self, request: &str) -> Result<(), Failure> {
         debug_assert!(!request.contains('\n'), "one request is one line");
@@ -74,7 +82,8 @@ pub struct Reply {
 }
 
 impl Reply {
-    fn parse(line: String) -> Result<Reply, Failure> {
+    /// Takes a line apart.
+    pub fn parse(line: String) -> Result<Reply, Failure> {
         match serde_json::from_str(&line) {
             Ok(Value::Object(members)) => Ok(Reply { line, members }),
             _ => Err(Failure::new(

@@ -120,7 +120,8 @@ fn settings(directory: &Directory, push: u16, metrics: u16) -> String {
          [apps.default]\nvapid_keys = [{}]\nsubject = \"mailto:developer@fanfare.dev\"\n\n[deliver]\nextra_roots = {}\n\n\
          [store]\nmin_free_percent = 0.1\n\n\
          [endpoints]\nallow_hosts = [\"127.0.0.1:{push}\"]\nallow_networks = [\"127.0.0.0/8\"]\n\n\
-         [events]\nlog = [\"accepted\", \"gone\", \"refused\", \"expired\", \"cancelled\", \"skipped\"]\n",
+         [events]\nlog = [\"accepted\", \"gone\", \"refused\", \"expired\", \"cancelled\", \"skipped\", \
+         \"unreachable\", \"shown\", \"clicked\", \"dismissed\"]\n",
         file("data"),
         file("fanfare.sock"),
         file("vapid.pem"),
@@ -322,7 +323,8 @@ mod tests {
 
     #[test]
     fn the_configuration_is_toml() {
-        let text = settings(&Directory::make().expect("writable"), 4433, 9464);
+        // Not made: the other test of this process has the name.
+        let text = settings(&Directory("/nonexistent/fanfare-dev".into()), 4433, 9464);
         let settings = config::Config::builder()
             .add_source(config::File::from_str(&text, config::FileFormat::Toml))
             .build()

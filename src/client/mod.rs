@@ -4,10 +4,15 @@
 //! JSON lines; whatever fails says what to do about it, and ends with one of the exit codes of [`crate::exit`].
 
 pub mod arguments;
+pub mod backup;
 pub mod connection;
 pub mod dev;
+pub mod export;
+pub mod import;
 pub mod output;
+pub mod pages;
 pub mod recipients;
+pub mod registry;
 pub mod send;
 pub mod watch;
 
@@ -15,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use self::arguments::{Command, List, Switch};
+use self::arguments::{Command, Switch};
 use self::connection::Connection;
 use self::output::Output;
 use crate::exit::{Exit, Failure};
@@ -48,7 +53,22 @@ pub fn run(socket: &Path, json: bool, command: &Command) -> Result<(), Failure> 
             let reply = Connection::open(socket)?.call(&json!({"op": "origins"}))?;
             output.rows(&reply.elements("origins"), ORIGIN_COLUMNS, "no push service has been sent to yet")
         }
-        Command::List(arguments) => list(socket, output, arguments),
+        Command::List(arguments) => registry::list(socket, output, arguments),
+        Command::Subscribe(arguments) => registry::subscribe(socket, output, arguments),
+        Command::Update(arguments) => ask(socket, output, &arguments.request()?.into()),
+        Command::Unsubscribe(arguments) => ask(socket, output, &arguments.request().into()),
+        Command::Subscription(arguments) => ask(socket, output, &arguments.request().into()),
+        Command::Account(arguments) => ask(socket, output, &arguments.request().into()),
+        Command::Presence(arguments) => ask(socket, output, &arguments.request().into()),
+        Command::MarkRead(arguments) => ask(socket, output, &arguments.request().into()),
+        Command::Subscriptions(arguments) => registry::subscriptions(socket, output, arguments),
+        Command::Count(arguments) => ask(socket, output, &arguments.request()?.into()),
+        Command::Test(arguments) => registry::test(socket, output, arguments),
+        Command::Feedback(arguments) => ask(socket, output, &arguments.request()),
+        Command::Erase(arguments) => ask(socket, output, &arguments.request().into()),
+        Command::Import(arguments) => import::import(socket, output, arguments),
+        Command::Export(arguments) => export::export(socket, output, arguments),
+        Command::Backup(arguments) => backup::backup(socket, output, arguments),
         Command::Ping => ask(socket, output, &json!({"op": "ping"})),
         Command::VapidPublicKey(arguments) => ask(socket, output, &arguments.request()),
         Command::Drain(arguments) => ask(socket, output, &json!({"op": "drain", "on": arguments.switch == Switch::On})),
@@ -87,38 +107,32 @@ const ORIGIN_COLUMNS: &[&str] = &[
     "token_expires",
 ];
 
-const LIST_COLUMNS: &[&str] = &[
-    "message_id",
+/// What stands first in a reply of these names.
+const FIRST: &[&str] = &[
+    "version",
+    "protocol",
     "state",
-    "label",
-    "ref",
-    "created",
-    "at",
-    "expires",
-    "recipients",
-    "pending",
-    "accepted",
-    "gone",
-    "refused",
-    "expired",
-    "cancelled",
-    "skipped",
+    "message_id",
+    "subscription_id",
+    "app",
+    "account",
+    "name",
+    "public_key",
+    "service",
+    "enabled",
+    "presence",
+    "reachable",
+    "valid",
+    "reason",
+    "seen",
+    "scopes",
+    "tags",
+    "attributes",
 ];
 
 fn ask(socket: &Path, output: &mut Output, request: &Value) -> Result<(), Failure> {
     let reply = Connection::open(socket)?.call(request)?;
-    output.reply(&reply, &["version", "protocol", "state", "app", "public_key", "message_id"])
-}
-
-fn list(socket: &Path, output: &mut Output, arguments: &List) -> Result<(), Failure> {
-    let reply = Connection::open(socket)?.call(&arguments.request())?;
-    output.rows(&reply.elements("messages"), LIST_COLUMNS, "no message with many recipients (singles are found by their id)")?;
-    match reply.text("after") {
-        Some(after) if !output.json() => eprintln!("there are more: --after {after}"),
-        Some(after) => output.line(&json!({ "after": after }).to_string())?,
-        None => {}
-    }
-    Ok(())
+    output.reply(&reply, FIRST)
 }
 
 /// The socket a client command uses: `named` by the user, else by the environment or the configuration `file` as the daemon reads

@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -37,18 +37,38 @@ impl Output {
         })
     }
 
-    /// One reply: a table of two columns, the members named in `first` at its top and the others by their names.
+    /// One reply: a table of two columns, the members named in `first` at its top and the others by their names; then a table for
+    /// each of its lists.
     pub fn reply(&mut self, reply: &Reply, first: &[&str]) -> Result<(), Failure> {
         if self.json {
             return self.line(&reply.line);
         }
-        let mut table = table();
-        for (name, value) in ordered(reply.members.iter().filter(|(name, _)| *name != "ok"), first) {
-            if !value.is_null() {
-                table.add_row([name.replace('_', " "), cell(value)]);
+        let (mut own, mut lists) = (Vec::new(), Vec::new());
+        for (name, value) in &reply.members {
+            match value {
+                Value::Array(values) if values.iter().any(Value::is_object) => lists.push(name.as_str()),
+                // What is asked for by name is shown as if it were the reply: `subscription` answers `subscription`.
+                Value::Object(_) => flatten(String::new(), value.clone(), &mut own, &mut Vec::new()),
+                value if name != "ok" => own.push((name.clone(), value.clone())),
+                _ => {}
             }
         }
-        self.line(&table.trim_fmt())
+        own.sort_by_key(|(name, _)| (rank(name, first), name.clone()));
+        let mut table = table();
+        for (name, value) in own.iter().filter(|(name, value)| !value.is_null() || name == "scopes") {
+            table.add_row([name.replace('_', " "), shown(name, value)]);
+        }
+        match table.is_empty() {
+            false => self.line(&table.trim_fmt())?,
+            // Nothing at all would leave open whether anything was done.
+            true if lists.is_empty() => self.line("done")?,
+            true => {}
+        }
+        for name in lists {
+            self.line("")?;
+            self.rows(&reply.elements(name), first, "")?;
+        }
+        Ok(())
     }
 
     /// Many things of one kind: a row each, columns in the order of `first`, then the others by their names.
@@ -65,17 +85,40 @@ impl Output {
         let mut names: Vec<&str> = rows.iter().flatten().map(|(name, _)| name.as_str()).collect();
         names.sort_by_key(|name| (rank(name, first), *name));
         names.dedup();
-        // What nobody asked for by name is shown if it says something.
-        let says =
-            |name: &str| rows.iter().flatten().any(|(own, value)| own == name && !value.is_null() && value.as_u64() != Some(0));
-        names.retain(|name| first.contains(name) || says(name));
+        let any = |name: &str, of: fn(&Value) -> bool| rows.iter().flatten().any(|(own, value)| own == name && of(value));
+        // What nobody asked for by name is shown if it says something, and details only if somebody asked.
+        names.retain(|name| match first.contains(name) {
+            true => any(name, |value| !value.is_null()),
+            false => !DETAILS.contains(name) && any(name, |value| !value.is_null() && value.as_u64() != Some(0)),
+        });
         let mut table = table();
         table.set_header(names.iter().map(|name| name.replace('_', " ")));
+        for (place, name) in names.iter().enumerate() {
+            // Ids are copied: one that is broken over lines is of no use.
+            if name.ends_with("_id")
+                && let Some(column) = table.column_mut(place)
+            {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
+        }
         for row in &rows {
-            let value = |name: &&str| row.iter().find(|(own, _)| own == name).map(|(_, value)| cell(value)).unwrap_or_default();
+            let value =
+                |name: &&str| row.iter().find(|(own, _)| own == name).map(|(_, value)| shown(name, value)).unwrap_or_default();
             table.add_row(names.iter().map(value));
         }
         self.line(&table.trim_fmt())
+    }
+}
+
+/// Members of a subscription or message that are shown when it is looked at by itself: a table of many has no room for them.
+const DETAILS: &[&str] = &["user_agent", "key", "created", "last_failure", "at", "expires", "open", "rate"];
+
+/// A cell of the member `name`.
+fn shown(name: &str, value: &Value) -> String {
+    match (name, value) {
+        // What has no scopes accepts all of them, and an empty list is the opposite.
+        ("scopes", Value::Null) => "all".to_owned(),
+        _ => cell(value),
     }
 }
 
@@ -83,6 +126,7 @@ impl Output {
 pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
+        Value::Array(values) if values.is_empty() => "none".to_owned(),
         Value::String(text) => printable(text),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(", "),
         other => printable(&other.to_string()),
@@ -101,12 +145,6 @@ fn table() -> Table {
 
 fn rank(name: &str, first: &[&str]) -> usize {
     first.iter().position(|other| *other == name).unwrap_or(first.len())
-}
-
-fn ordered<'a>(members: impl Iterator<Item = (&'a String, &'a Value)>, first: &[&str]) -> Vec<(&'a String, &'a Value)> {
-    let mut members: Vec<_> = members.collect();
-    members.sort_by_key(|(name, _)| (rank(name, first), name.as_str()));
-    members
 }
 
 /// The rows of one element: members of an object inside it become columns of their own, and where one member is a list of objects
@@ -179,6 +217,12 @@ mod tests {
         assert!(header.find("service") < header.find("lanes urgency"), "{text}");
         assert_eq!(text.matches("apple").count(), 1, "{text}");
         assert!(text.contains("high") && text.contains("20"), "{text}");
+    }
+
+    #[test]
+    fn no_scopes_and_all_scopes_differ() {
+        assert_eq!((super::shown("scopes", &Value::Null), super::shown("name", &Value::Null)), ("all".to_owned(), String::new()));
+        assert!(shown(false, r#"{"scopes":[]}"#, &["scopes"]).contains("none"));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub fn each(mut input: impl BufRead, take: &mut dyn FnMut(String) -> Result<(), 
 }
 
 /// JSON allows a bare newline only between tokens, so nothing inside a string changes.
-fn on_one_line(raw: &RawValue) -> String {
+pub fn on_one_line(raw: &RawValue) -> String {
     raw.get().replace(['\n', '\r'], " ")
 }
 

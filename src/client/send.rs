@@ -1,4 +1,4 @@
-//! `fanfare send`: one subscription, a few, or a file of any length.
+//! `fanfare send`: one subscription, a few, or a file of any length; accounts; a segment of the registry.
 //!
 //! What fits one line goes in one `send`. More goes as a stream: `send` with `{"stream":true}`, then `add` after `add`, each with
 //! its position, which is the number of subscriptions handed in so far. So a daemon that restarts in between, or a command that is
@@ -7,19 +7,20 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::client::arguments::Send;
+use crate::client::arguments::{Body, Devices, Send};
 use crate::client::connection::{Connection, Refusal, Reply};
 use crate::client::output::{Output, cell};
-use crate::client::recipients;
+use crate::client::recipients::{self, on_one_line};
 use crate::exit::{Exit, Failure};
 
 /// More subscriptions than this go as a stream.
@@ -35,41 +36,64 @@ const REJECTED_SHOWN: u64 = 20;
 
 /// Hands in a message, and shows its id.
 pub fn send(socket: &Path, output: &mut Output, arguments: &Send) -> Result<(), Failure> {
-    let mut options = arguments.options();
-    add_body(&mut options, arguments)?;
-    match (&arguments.to, &arguments.subscription) {
-        (Some(file), _) => send_file(socket, output, file, options),
-        (None, Some(subscription)) => {
-            let mut one = Vec::new();
-            recipients::each(subscription.as_bytes(), &mut |found| {
-                one.push(found);
-                Ok(())
-            })?;
-            if one.len() != 1 {
-                return Err(Failure::new(Exit::Usage, "--subscription takes exactly one subscription; --to FILE takes many"));
-            }
-            let request = line("send", &options, &format!(r#""to":{{"subscription":{}}}"#, one[0]));
-            let mut connection = Connection::open(socket)?;
-            connection.send(&request)?;
-            output.reply(&connection.receive()?.good()?, SEND_MEMBERS)
-        }
-        (None, None) => Err(Failure::new(Exit::Usage, "say whom it goes to: --to FILE or --subscription JSON")),
+    if arguments.kinds() != 1 {
+        let message =
+            "a message goes to one kind of recipients: --to, --subscription, --to-account, --to-id, a segment, or --all";
+        return Err(Failure::new(Exit::Usage, message));
     }
+    let mut options = members(&arguments.options());
+    add_body(&mut options, &arguments.content, arguments.to.as_deref().is_some_and(is_dash))?;
+    if let Some(file) = &arguments.to {
+        return send_file(socket, output, file, options);
+    }
+    let to = if let Some(subscription) = &arguments.subscription {
+        format!(r#"{{"subscription":{}}}"#, one_subscription(subscription.as_bytes(), "--subscription")?)
+    } else if !arguments.to_account.is_empty() {
+        let mut to = json!({"accounts": arguments.to_account});
+        if let Some(devices) = arguments.devices {
+            to["devices"] = if devices == Devices::All { "all" } else { "latest" }.into();
+        }
+        to.to_string()
+    } else if !arguments.to_id.is_empty() {
+        json!({"subscription_ids": arguments.to_id}).to_string()
+    } else {
+        json!({"segment": arguments.segment.json()?.unwrap_or_else(|| json!({"all": true}))}).to_string()
+    };
+    let mut connection = Connection::open(socket)?;
+    connection.send(&line("send", &options, &format!(r#""to":{to}"#)))?;
+    output.reply(&connection.receive()?.good()?, SEND_MEMBERS)
 }
 
 const SEND_MEMBERS: &[&str] = &["message_id", "state", "expires", "recipients", "rejected", "duplicate"];
 
-fn add_body(options: &mut Map<String, Value>, arguments: &Send) -> Result<(), Failure> {
-    if let Some(title) = &arguments.title {
-        let mut notification = json!({"title": title, "navigate": arguments.navigate});
-        if let Some(body) = &arguments.body {
-            notification["body"] = body.as_str().into();
+/// The only subscription in `input`, on one line and otherwise as it is written; exit 64 if there is none, or more.
+pub fn one_subscription(input: impl BufRead, named: &str) -> Result<String, Failure> {
+    let mut found = Vec::new();
+    recipients::each(input, &mut |subscription| {
+        found.push(subscription);
+        if found.len() > 1 { Err(Failure::new(Exit::Usage, format!("{named} takes exactly one subscription"))) } else { Ok(()) }
+    })?;
+    found.pop().ok_or_else(|| Failure::new(Exit::Usage, format!("{named} takes exactly one subscription")))
+}
+
+/// Adds what a message says to its options. `input_taken`: the recipients come from standard input.
+pub fn add_body(options: &mut String, body: &Body, input_taken: bool) -> Result<(), Failure> {
+    let mut add = |name: &str, json: &str| options.push_str(&format!(",\"{name}\":{json}"));
+    if let Some(title) = &body.title {
+        let mut notification = json!({"title": title, "navigate": body.navigate});
+        if let Some(text) = &body.body {
+            notification["body"] = text.as_str().into();
         }
-        options.insert("notification".to_owned(), notification);
-    } else if let Some(text) = &arguments.payload {
-        options.insert("payload".to_owned(), text.as_str().into());
-    } else if let Some(file) = &arguments.payload_file {
-        if is_dash(file) && arguments.to.as_deref().is_some_and(is_dash) {
+        add("notification", &notification.to_string());
+    } else if let Some(text) = &body.payload {
+        add("payload", &Value::from(text.as_str()).to_string());
+    } else if let Some(text) = &body.payload_json {
+        // Not by way of `Value`: the members keep the order they were given in.
+        let payload: Box<RawValue> = serde_json::from_str(text)
+            .map_err(|error| Failure::new(Exit::Usage, format!("--payload-json takes a JSON object or array: {error}")))?;
+        add("payload", &on_one_line(&payload));
+    } else if let Some(file) = &body.payload_file {
+        if is_dash(file) && input_taken {
             return Err(Failure::new(Exit::Usage, "standard input is one thing: either the payload or the subscriptions"));
         }
         // The daemon's limit is far smaller; one byte more than a line may have is enough for it to say so.
@@ -79,18 +103,25 @@ fn add_body(options: &mut Map<String, Value>, arguments: &Send) -> Result<(), Fa
             .read_to_end(&mut bytes)
             .map_err(|error| Failure::io(format_args!("cannot read {}", file.display()), &error))?;
         match String::from_utf8(bytes) {
-            Ok(text) => options.insert("payload".to_owned(), text.into()),
-            Err(error) => options.insert("payload_base64".to_owned(), BASE64_STANDARD.encode(error.as_bytes()).into()),
-        };
+            Ok(text) => add("payload", &Value::from(text).to_string()),
+            Err(error) => add("payload_base64", &Value::from(BASE64_STANDARD.encode(error.as_bytes())).to_string()),
+        }
     }
     Ok(())
 }
 
-fn is_dash(file: &Path) -> bool {
+/// Members as they stand in a line, each with a comma before it.
+pub fn members(members: &Map<String, Value>) -> String {
+    members.iter().map(|(name, value)| format!(",{}:{value}", Value::from(name.as_str()))).collect()
+}
+
+/// Whether a file's name stands for standard input or output.
+pub fn is_dash(file: &Path) -> bool {
     file.as_os_str() == "-"
 }
 
-fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
+/// Opens a file, or standard input.
+pub fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
     if is_dash(file) {
         return Ok(Box::new(io::stdin().lock()));
     }
@@ -103,19 +134,13 @@ fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
     }
 }
 
-/// A request of `op` with `options` and the member `rest`, which is written as it is: subscriptions are passed on untouched.
-fn line(op: &str, options: &Map<String, Value>, rest: &str) -> String {
-    let mut line = format!(r#"{{"op":"{op}""#);
-    for (name, value) in options {
-        line.push_str(&format!(",{}:{value}", Value::from(name.as_str())));
-    }
-    line.push(',');
-    line.push_str(rest);
-    line.push('}');
-    line
+/// A request of `op` with `options` ([`members`]) and the member `rest`; both are written as they are: subscriptions are passed on
+/// untouched.
+pub fn line(op: &str, options: &str, rest: &str) -> String {
+    format!(r#"{{"op":"{op}"{options},{rest}}}"#)
 }
 
-fn send_file(socket: &Path, output: &mut Output, file: &Path, options: Map<String, Value>) -> Result<(), Failure> {
+fn send_file(socket: &Path, output: &mut Output, file: &Path, options: String) -> Result<(), Failure> {
     let bar = ProgressBar::no_length().with_style(style("{spinner} {human_pos} subscriptions read"));
     // A file is read twice: it is known to be whole before the first message leaves, and how long the rest will take.
     let mut total = None;
@@ -139,7 +164,8 @@ fn send_file(socket: &Path, output: &mut Output, file: &Path, options: Map<Strin
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
+/// How progress is drawn.
+pub fn style(template: &str) -> ProgressStyle {
     // The templates are constants of this file: one that does not parse is seen by the first run.
     ProgressStyle::with_template(template).expect("a constant template").progress_chars("=> ")
 }
@@ -165,7 +191,7 @@ impl Batch {
 /// Collects subscriptions until they fit no single line any more, then streams them.
 struct Sending {
     socket: PathBuf,
-    options: Map<String, Value>,
+    options: String,
     total: Option<u64>,
     batch: Batch,
     stream: Option<Stream>,
@@ -287,7 +313,7 @@ struct Add {
 }
 
 impl Stream {
-    fn begin(socket: &Path, options: &Map<String, Value>, total: Option<u64>) -> Result<Stream, Failure> {
+    fn begin(socket: &Path, options: &str, total: Option<u64>) -> Result<Stream, Failure> {
         let mut connection = Connection::open(socket)?;
         connection.send(&line("send", options, r#""to":{"stream":true}"#))?;
         let sent = connection.receive()?.good()?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::client::arguments::{Events, Status};
 use crate::client::connection::{Connection, Reply};
 use crate::client::output::{Output, cell};
+use crate::client::pages::{self, Page};
 use crate::exit::{Exit, Failure};
 
 /// The members of a `status`, in the order in which a message lives.
@@ -44,9 +45,6 @@ const STATUS_MEMBERS: &[&str] = &[
 /// How often `--watch` looks. The numbers themselves change with each checkpoint, four times a second.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Events asked for at a time when no limit was given.
-const PAGE: u64 = 1_000;
-
 /// Shows where a message stands; with `--watch` until nothing can change any more.
 pub fn status(socket: &Path, output: &mut Output, arguments: &Status) -> Result<(), Failure> {
     let mut connection = Connection::open(socket)?;
@@ -60,7 +58,7 @@ pub fn status(socket: &Path, output: &mut Output, arguments: &Status) -> Result<
     let mut shown = String::new();
     while !has_ended(&status) {
         let recipients = status.count("recipients");
-        bar.set_length(recipients);
+        bar.set_length(expected(&status));
         bar.set_position(recipients.saturating_sub(status.count("pending")));
         bar.set_message(counters(&status));
         if output.json() && status.line != shown {
@@ -78,13 +76,25 @@ fn has_ended(status: &Reply) -> bool {
     matches!(status.text("state"), Some("done" | "cancelled")) && status.count("pending") == 0 && !status.says("open")
 }
 
+/// A campaign knows its recipients as far as it has walked: the whole is estimated from that part.
+fn expected(status: &Reply) -> u64 {
+    let recipients = status.count("recipients");
+    match status.members.get("walked").and_then(Value::as_f64) {
+        Some(walked) if walked > 0.0 && walked < 1.0 => ((recipients as f64 / walked) as u64).max(recipients),
+        _ => recipients,
+    }
+}
+
 fn counters(status: &Reply) -> String {
-    let ended = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"]
+    let ended = ["accepted", "gone", "refused", "expired", "cancelled", "skipped", "shown", "clicked", "dismissed"]
         .iter()
         .filter(|name| status.count(name) > 0)
         .map(|name| format!("{name} {}", status.count(name)));
     let state = status.text("state").unwrap_or_default().to_owned();
-    std::iter::once(state).chain(ended).collect::<Vec<_>>().join(", ")
+    let walked = status.members.get("walked").and_then(Value::as_f64).filter(|_| status.says("open"));
+    let walked = walked.map(|part| format!("walked {:.0} %", part * 100.0));
+    let eta = status.text("eta").map(|eta| format!("done about {eta}"));
+    std::iter::once(state).chain(walked).chain(ended).chain(eta).collect::<Vec<_>>().join(", ")
 }
 
 /// Shows the outcome log: all there is, or as much as `--limit` says; with `--follow` also what comes.
@@ -94,17 +104,12 @@ pub fn events(socket: &Path, output: &mut Output, arguments: &Events) -> Result<
         log.connection.wait_for_ever()?;
         return log.follow(output, arguments);
     }
-    loop {
-        let left = arguments.limit.map_or(PAGE, |limit| limit - log.shown);
-        let more = log.page(output, arguments, left.min(PAGE))?;
-        if !more || arguments.limit == Some(log.shown) {
-            if !output.json() {
-                let more = if more { ", and there are more" } else { "" };
-                eprintln!("{} events{more}. To see what comes behind them: --after {}", log.shown, log.cursor);
-            }
-            return Ok(());
-        }
+    let read = pages::each(Some(arguments.after.clone()), arguments.limit, |_, limit| log.page(output, arguments, limit))?;
+    if !output.json() {
+        let more = if read.more { ", and there are more" } else { "" };
+        eprintln!("{} events{more}. To see what comes behind them: --after {}", log.shown, log.cursor);
     }
+    Ok(())
 }
 
 /// The outcome log as far as it has been shown.
@@ -115,8 +120,9 @@ struct Log {
 }
 
 impl Log {
-    /// Shows at most `limit` events; whether there are more.
-    fn page(&mut self, output: &mut Output, arguments: &Events, limit: u64) -> Result<bool, Failure> {
+    /// Shows at most `limit` events behind the cursor.
+    fn page(&mut self, output: &mut Output, arguments: &Events, limit: u64) -> Result<Page, Failure> {
+        let before = self.shown;
         self.connection.send(&arguments.request(&self.cursor, Some(limit)).to_string())?;
         loop {
             let reply = self.connection.receive()?;
@@ -128,7 +134,7 @@ impl Log {
             if let Some(cursor) = end.text("cursor") {
                 cursor.clone_into(&mut self.cursor);
             }
-            return Ok(end.says("more"));
+            return Ok(Page { count: self.shown - before, after: Some(self.cursor.clone()), more: end.says("more") });
         }
     }
 
