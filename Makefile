@@ -24,7 +24,7 @@ build: ## build the daemon, the mock push service and the load generator
 	@.ci/packages
 	cargo build --release --workspace
 
-demo: build ## build, then send through a real daemon to a mock push service
+demo: build ## build, then run a campaign through a real daemon to a mock push service
 	$(RELEASE)/fanfare-load demo
 
 test: ## everything that CI checks

@@ -127,11 +127,27 @@ fn toml_value(value: &Value) -> String {
     }
 }
 
+/// Where a daemon lives.
+enum Directory {
+    /// Removed with it.
+    Passing(TempDir),
+    Kept(PathBuf),
+}
+
+impl Directory {
+    fn path(&self) -> &Path {
+        match self {
+            Directory::Passing(directory) => directory.path(),
+            Directory::Kept(directory) => directory,
+        }
+    }
+}
+
 /// A daemon in its directory; running or not.
 pub struct Daemon {
     binary: PathBuf,
     config: ConfigBuilder,
-    directory: TempDir,
+    directory: Directory,
     metrics: SocketAddr,
     child: Option<Child>,
     /// When the process was last started.
@@ -149,7 +165,21 @@ impl Daemon {
     /// Everything but starting it.
     pub fn prepare(binary: impl AsRef<Path>, config: ConfigBuilder) -> io::Result<Daemon> {
         let directory = tempfile::Builder::new().prefix("fanfare-").tempdir()?;
-        write_vapid_key(&directory.path().join("vapid.pem"))?;
+        Daemon::prepare_in(binary, config, Directory::Passing(directory))
+    }
+
+    /// As [`Daemon::prepare`], in a directory that stays; what an earlier daemon left there is used.
+    pub fn prepare_at(binary: impl AsRef<Path>, config: ConfigBuilder, directory: &Path) -> io::Result<Daemon> {
+        fs::create_dir_all(directory)?;
+        // The configuration names it.
+        Daemon::prepare_in(binary, config, Directory::Kept(directory.canonicalize()?))
+    }
+
+    fn prepare_in(binary: impl AsRef<Path>, config: ConfigBuilder, directory: Directory) -> io::Result<Daemon> {
+        let key = directory.path().join("vapid.pem");
+        if !key.exists() {
+            write_vapid_key(&key)?;
+        }
         Ok(Daemon {
             binary: binary.as_ref().to_owned(),
             config,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -57,6 +58,32 @@ pub fn written_bytes(pid: u32) -> Option<u64> {
     number_after(&fs::read_to_string(format!("/proc/{pid}/io")).ok()?, "write_bytes")
 }
 
+/// Lets `VmHWM` begin anew with what is resident now (`man 5 proc`, clear_refs).
+pub fn reset_peak(pid: u32) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+/// Bytes that the files below a directory take on disk, and those of them whose names end so.
+pub fn disk_bytes(directory: &Path, ends: &str) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let (mut whole, mut part) = (0, 0);
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        // A file may go between the listing and the look: compactions do that.
+        let Ok(about) = entry.metadata() else { continue };
+        if about.is_dir() {
+            let (more, of_part) = disk_bytes(&entry.path(), ends)?;
+            whole += more;
+            part += of_part;
+        } else {
+            // In units of 512 bytes, whatever the file system's own (`man 2 stat`).
+            whole += about.blocks() * 512;
+            part += if entry.file_name().to_string_lossy().ends_with(ends) { about.blocks() * 512 } else { 0 };
+        }
+    }
+    Ok((whole, part))
+}
+
 fn number_after(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_ascii_whitespace().next()?.parse().ok()
@@ -103,6 +130,13 @@ mod tests {
     fn this_process_and_machine_are_told() {
         assert!(status_bytes(std::process::id(), "VmHWM").unwrap() > 100_000);
         assert!(Cpu::own().is_ok());
+        assert!(reset_peak(std::process::id()).is_ok());
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("in")).unwrap();
+        fs::write(directory.path().join("in/a.sst"), vec![1; 10_000]).unwrap();
+        fs::write(directory.path().join("b"), vec![1; 5_000]).unwrap();
+        let (whole, part) = disk_bytes(directory.path(), ".sst").unwrap();
+        assert!(part >= 10_000 && whole >= part + 5_000 && whole < 200_000, "{whole} {part}");
         let machine = Machine::here();
         assert!(machine.cores > 0 && machine.memory_bytes > 1 << 20);
     }

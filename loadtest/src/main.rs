@@ -32,7 +32,15 @@ enum What {
     Stream(Stream),
     /// kill -9 with many pending messages: the time from start to the first post.
     Restart(Restart),
-    /// Fifty thousand real messages in a few seconds, and what came of them.
+    /// A million subscriptions, registered over the socket: what one costs, and how fast they are counted.
+    Registry(Registry),
+    /// One campaign to all registered subscriptions, with urgent messages meanwhile.
+    Campaign(Campaign),
+    /// A thousand campaigns to 500 each against one to all those.
+    SmallCampaigns(SmallCampaigns),
+    /// Accounts that come and go, and messages that wait for them to leave.
+    Presence(Presence),
+    /// Two hundred thousand browsers, a campaign, and urgent messages that overtake it, in less than a minute.
     Demo(Demo),
 }
 
@@ -150,8 +158,85 @@ struct Demo {
     /// The daemon's binary; beside this one unless told.
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    #[arg(long, default_value_t = 50_000)]
+    /// Browsers that subscribe and get the campaign.
+    #[arg(long, default_value_t = 200_000)]
+    browsers: u32,
+    /// Messages of their own, one a line.
+    #[arg(long, default_value_t = 20_000)]
     messages: u64,
+}
+
+/// Who subscribes.
+#[derive(Args, Clone)]
+struct Readers {
+    /// Subscriptions that are registered.
+    #[arg(long, visible_alias = "recipients", default_value_t = 1_000_000)]
+    subscriptions: u32,
+    /// Key pairs that they share; the daemon's work does not depend on it.
+    #[arg(long, default_value_t = 20_000)]
+    keys: u32,
+    /// Length of an endpoint: FCM's have some 190.
+    #[arg(long, default_value_t = 190)]
+    endpoint_bytes: usize,
+    /// Leave the daemon's directory here, and use what an earlier run left: nobody has to register again.
+    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
+    keep: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Registry {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    #[command(flatten)]
+    readers: Readers,
+}
+
+#[derive(Args)]
+struct Campaign {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    #[command(flatten)]
+    readers: Readers,
+    /// Bytes of the payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+    /// Run the campaign so often.
+    #[arg(long, default_value_t = 1)]
+    times: u32,
+    /// First with a tenth of the subscriptions: whether a message costs the same.
+    #[arg(long, conflicts_with_all = ["keep", "socket"])]
+    compare: bool,
+}
+
+#[derive(Args)]
+struct SmallCampaigns {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    #[command(flatten)]
+    readers: Readers,
+    /// Bytes of the payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+}
+
+#[derive(Args)]
+struct Presence {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    /// Accounts, each with two browsers.
+    #[arg(long, default_value_t = 10_000)]
+    accounts: u32,
+    /// Leases renewed.
+    #[arg(long, default_value_t = 200_000)]
+    renewals: u64,
 }
 
 fn main() -> ExitCode {
@@ -160,6 +245,10 @@ fn main() -> ExitCode {
         What::Ingest(flags) => load::ingest::run(&flags),
         What::Stream(flags) => load::stream::run(&flags),
         What::Restart(flags) => load::restart::run(&flags),
+        What::Registry(flags) => load::registry::run(&flags),
+        What::Campaign(flags) => load::campaign::run(&flags),
+        What::SmallCampaigns(flags) => load::small_campaigns::run(&flags),
+        What::Presence(flags) => load::presence::run(&flags),
         What::Demo(flags) => load::demo::run(&flags),
     };
     match done {

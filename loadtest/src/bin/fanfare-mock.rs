@@ -3,11 +3,12 @@
 //! Prints one JSON line with its addresses when it is ready, then serves until it is told to end (or, with `--with-parent`, until its
 //! standard input closes).
 
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use clap::Parser;
-use fanfare_loadtest::mock::{Mock, Options};
+use fanfare_loadtest::mock::{Mock, Options, Plan};
+use fanfare_loadtest::population;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -37,6 +38,21 @@ struct Flags {
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Also serve so many subscriptions that are not kept but derived: a million costs no memory to speak of.
+    #[arg(long, value_name = "N", requires = "crowd_out")]
+    crowd: Option<u32>,
+    /// Write those here, a line each as `fanfare import` takes it, with accounts, tags and scopes.
+    #[arg(long, value_name = "FILE", requires = "crowd")]
+    crowd_out: Option<PathBuf>,
+    /// Key pairs that those share; as many as there are is possible, at 15 us each.
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    crowd_keys: u32,
+    /// Length of their endpoints.
+    #[arg(long, value_name = "BYTES", default_value_t = 190)]
+    endpoint_bytes: usize,
+    /// What they follow from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// End when standard input closes.
     #[arg(long)]
     with_parent: bool,
@@ -55,6 +71,24 @@ fn main() -> std::io::Result<()> {
     })?;
     if let Some(path) = &flags.ca_out {
         std::fs::write(path, mock.ca_pem())?;
+    }
+    if let (Some(members), Some(path)) = (flags.crowd, &flags.crowd_out) {
+        let crowd = mock.crowd(Plan {
+            seed: flags.seed,
+            members,
+            keys: flags.crowd_keys,
+            endpoint_bytes: flags.endpoint_bytes,
+            verify_every: flags.verify_every,
+            origin: 0,
+        });
+        let mut file = BufWriter::new(std::fs::File::create(path)?);
+        let mut line = Vec::new();
+        for number in 0..members {
+            line.clear();
+            population::write_import(&crowd.members, number, &mut line);
+            file.write_all(&line)?;
+        }
+        file.flush()?;
     }
     let origins: Vec<String> = (0..flags.listeners.max(1)).map(|index| mock.origin(index)).collect();
     let admin = mock.admin_address().map(|address| format!("http://{address}"));

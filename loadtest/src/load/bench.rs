@@ -3,13 +3,14 @@
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon, http_request};
 use fanfare_loadtest::machine::{self, Cpu};
-use fanfare_loadtest::mock::{Counters, Measured};
+use fanfare_loadtest::mock::{Counters, CrowdCounts, Measured, Members, Plan};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -21,6 +22,8 @@ use crate::Place;
 
 /// How long nothing may happen before a measurement is given up.
 const STALL: Duration = Duration::from_secs(60);
+/// So long a daemon writes nothing before it is taken to be done.
+const QUIET: Duration = Duration::from_secs(2);
 /// Subscriptions asked for at once.
 const BATCH: usize = 10_000;
 /// After the last delivery, until its outcome is on disk: a checkpoint comes every 250 ms (DESIGN 1).
@@ -35,14 +38,15 @@ pub fn beside(name: &str) -> io::Result<PathBuf> {
 pub struct MockProcess {
     admin: SocketAddr,
     child: Option<Child>,
-    host: String,
+    hosts: Vec<String>,
 }
 
 impl MockProcess {
-    fn start(verify_every: u64) -> io::Result<MockProcess> {
+    fn start(verify_every: u64, listeners: usize, port: u16) -> io::Result<MockProcess> {
         let mut child = Command::new(beside("fanfare-mock")?)
             // What is kept for GET /received costs memory and is not asked for here.
             .args(["--with-parent", "--keep", "0", "--verify-every", &verify_every.to_string()])
+            .args(["--listeners", &listeners.to_string(), "--port", &port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -53,8 +57,8 @@ impl MockProcess {
         let ready: Value = serde_json::from_str(&line)?;
         let admin = ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok());
         let admin = admin.ok_or_else(|| io::Error::other("fanfare-mock does not tell its address"))?;
-        let host = ready["hosts"][0].as_str().unwrap_or_default().to_owned();
-        Ok(MockProcess { admin, child: Some(child), host })
+        let hosts = ready["hosts"].as_array().into_iter().flatten().filter_map(|host| Some(host.as_str()?.to_owned())).collect();
+        Ok(MockProcess { admin, child: Some(child), hosts })
     }
 
     fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<T> {
@@ -69,6 +73,38 @@ impl MockProcess {
             made.extend(self.ask::<Vec<Box<RawValue>>>("POST", "/subscriptions", Some(&wanted))?);
         }
         Ok(made)
+    }
+
+    /// One fresh subscription at this origin.
+    pub fn subscription(&self, origin: usize) -> io::Result<Box<RawValue>> {
+        let made = self.ask::<Vec<Box<RawValue>>>("POST", "/subscriptions", Some(&json!({"count": 1, "origin": origin})))?;
+        made.into_iter().next().ok_or_else(|| io::Error::other("fanfare-mock made no subscription"))
+    }
+
+    /// A crowd: its number, and its members as anybody can derive them.
+    pub fn crowd(&self, plan: Plan) -> io::Result<(u64, Arc<Members>)> {
+        let made: Value = self.ask("POST", "/crowds", Some(&serde_json::to_value(plan)?))?;
+        let (Some(crowd), Some(origin)) = (made["crowd"].as_u64(), made["origin"].as_str()) else {
+            return Err(io::Error::other(format!("a crowd was answered {made}")));
+        };
+        Ok((crowd, Arc::new(Members::new(plan, origin))))
+    }
+
+    pub fn crowd_counts(&self, crowd: u64) -> io::Result<CrowdCounts> {
+        self.ask("GET", &format!("/crowds/{crowd}"), None)
+    }
+
+    pub fn reset_crowd(&self, crowd: u64) -> io::Result<()> {
+        self.ask::<Value>("DELETE", &format!("/crowds/{crowd}"), None).map(drop)
+    }
+
+    /// `host:port` of each of its origins, if it was started here.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    pub fn measured_at(&self, origin: usize) -> io::Result<Measured> {
+        self.ask("GET", &format!("/measured?origin={origin}"), None)
     }
 
     pub fn counters(&self) -> io::Result<Counters> {
@@ -129,6 +165,24 @@ impl Drop for MockProcess {
     }
 }
 
+/// What a mock and a daemon are started with.
+pub struct Site<'a> {
+    /// Of the mock: decrypt one body in this many, but for crowds, which have a number of their own.
+    pub verify_every: u64,
+    /// Of the mock: its origins, each a push service.
+    pub listeners: usize,
+    /// Of the mock: the port of the first origin; 0 is any.
+    pub port: u16,
+    /// Of the daemon: a directory that stays. None: one that goes.
+    pub directory: Option<&'a Path>,
+}
+
+impl Default for Site<'_> {
+    fn default() -> Self {
+        Site { verify_every: 1, listeners: 1, port: 0, directory: None }
+    }
+}
+
 /// Where a measurement is made.
 pub struct Bench {
     pub mock: MockProcess,
@@ -140,13 +194,19 @@ pub struct Bench {
 impl Bench {
     /// Starts both, or takes those that were told. `change` adds to the daemon's configuration.
     pub fn start(place: &Place, change: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> io::Result<Bench> {
+        Bench::start_at(place, &Site { verify_every: place.verify_every, ..Site::default() }, change)
+    }
+
+    /// As [`Bench::start`], at a site of one's own.
+    pub fn start_at(place: &Place, site: &Site<'_>, change: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> io::Result<Bench> {
         if let (Some(socket), Some(admin)) = (&place.socket, place.mock) {
-            let mock = MockProcess { admin, child: None, host: String::new() };
+            let mock = MockProcess { admin, child: None, hosts: Vec::new() };
             return Ok(Bench { mock, daemon: None, socket: socket.clone() });
         }
-        let mock = MockProcess::start(place.verify_every)?;
+        let mock = MockProcess::start(site.verify_every, site.listeners, site.port)?;
         let root = http_request(mock.admin, "GET", "/ca.pem", None)?;
-        let mut config = change(ConfigBuilder::new().allow_host(&mock.host).root(&root));
+        let config = mock.hosts.iter().fold(ConfigBuilder::new(), |config, host| config.allow_host(host));
+        let mut config = change(config.root(&root));
         for setting in &place.settings {
             let (key, value) = setting.split_once('=').ok_or_else(|| io::Error::other(format!("--set {setting}: no =")))?;
             // What is no JSON is a string.
@@ -156,7 +216,14 @@ impl Bench {
             Some(path) => path.clone(),
             None => beside("fanfare")?,
         };
-        let daemon = Daemon::start(binary, config)?;
+        let daemon = match site.directory {
+            None => Daemon::start(binary, config)?,
+            Some(directory) => {
+                let mut daemon = Daemon::prepare_at(binary, config, directory)?;
+                daemon.restart()?;
+                daemon
+            }
+        };
         Ok(Bench { mock, socket: daemon.socket(), daemon: Some(daemon) })
     }
 
@@ -179,6 +246,22 @@ impl Bench {
             peak_memory: machine::status_bytes(pid, "VmHWM")?,
             memory: machine::status_bytes(pid, "VmRSS")?,
         })
+    }
+
+    /// Waits until the daemon has written nothing for a while: compactions go on after what caused them.
+    pub fn settle(&self) -> io::Result<()> {
+        let pid = self.pid()?;
+        let (mut written, mut since) = (machine::written_bytes(pid), Instant::now());
+        let begin = since;
+        while since.elapsed() < QUIET && begin.elapsed() < STALL {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = machine::written_bytes(pid);
+            // A little is a checkpoint's; a compaction writes megabytes.
+            if now.unwrap_or(0) > written.unwrap_or(0) + (1 << 18) {
+                (written, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// Ends the daemon as an operator would; its exit code must be 0.

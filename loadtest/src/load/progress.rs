@@ -29,6 +29,23 @@ impl Progress {
         Progress { bar }
     }
 
+    /// With a note of its own instead of a rate.
+    pub fn noted(what: &'static str, total: u64) -> Progress {
+        let progress = Progress::new(what, total);
+        let style = ProgressStyle::with_template("{msg:>12} {bar:40} {human_pos}  {prefix}");
+        progress.bar.set_style(style.expect("the template is good"));
+        progress
+    }
+
+    /// Whether anybody sees it.
+    pub fn live(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
+    pub fn note(&self, note: String) {
+        self.bar.set_prefix(note);
+    }
+
     pub fn at(&self, done: u64) {
         self.bar.set_position(done);
     }

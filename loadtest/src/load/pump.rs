@@ -27,6 +27,12 @@ pub trait Lines: Send + Sync + 'static {
     fn line(&self, seq: u64, into: &mut Vec<u8>);
 }
 
+impl<F: Fn(u64, &mut Vec<u8>) + Send + Sync + 'static> Lines for F {
+    fn line(&self, seq: u64, into: &mut Vec<u8>) {
+        self(seq, into);
+    }
+}
+
 /// `send` of a numbered and timed payload to one of these, in turn.
 pub struct Singles {
     /// Everything before the payload.
@@ -72,6 +78,17 @@ pub struct Pumped {
 
 /// Sends a line for each number and waits for all replies; an error is a connection that failed.
 pub fn pump(socket: &Path, sending: Sending, numbers: Range<u64>, lines: Arc<dyn Lines>) -> io::Result<Pumped> {
+    pump_as("accepted", socket, sending, numbers, lines)
+}
+
+/// As [`pump`], under another word where progress is shown.
+pub fn pump_as(
+    what: &'static str,
+    socket: &Path,
+    sending: Sending,
+    numbers: Range<u64>,
+    lines: Arc<dyn Lines>,
+) -> io::Result<Pumped> {
     // One thread: it shares the cores with what it measures.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let total = numbers.end - numbers.start;
@@ -89,7 +106,7 @@ pub fn pump(socket: &Path, sending: Sending, numbers: Range<u64>, lines: Arc<dyn
             let stream = UnixStream::connect(socket).await?;
             tasks.spawn(connection(stream, shared.clone(), sending.window.max(1), lines.clone()));
         }
-        let progress = Progress::new("accepted", total);
+        let progress = Progress::new(what, total);
         let mut whole = Tally::new();
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         loop {

@@ -20,13 +20,40 @@ pub struct Report {
     rows: Vec<(String, String)>,
     json: Map<String, Value>,
     problems: Vec<String>,
+    /// Before the JSON names of what follows.
+    prefix: String,
+    /// What is counted, if it is not messages.
+    unit: Option<&'static str>,
+    over_budget: Vec<String>,
 }
 
 impl Report {
     /// One number: its JSON name, its row's name, and how it is written in the table.
     pub fn add(&mut self, name: &str, label: &str, value: impl Into<Value>, text: impl Into<String>) {
-        self.json.insert(name.to_owned(), value.into());
+        self.json.insert(format!("{}{name}", self.prefix), value.into());
         self.rows.push((label.to_owned(), text.into()));
+    }
+
+    /// What follows is of this kind: a row of its own, and before the JSON names `prefix`.
+    pub fn section(&mut self, prefix: &str, heading: &str) {
+        self.prefix = prefix.to_owned();
+        self.rows.push((String::new(), String::new()));
+        self.rows.push((heading.to_owned(), String::new()));
+    }
+
+    /// Costs are each of these: "subscription".
+    pub fn unit(&mut self, unit: &'static str) {
+        self.unit = Some(unit);
+    }
+
+    /// A number that DESIGN 8 wants to be at most `limit`. More is said, and is no failure: it depends on the machine.
+    pub fn budget(&mut self, name: &str, label: &str, value: f64, unit: &str, limit: f64) {
+        let over = value > limit;
+        let text = format!("{value:.1} {unit}, {} {limit}", if over { "OVER THE BUDGET OF" } else { "budget" });
+        self.add(name, label, value, text.replace("  ", " "));
+        if over {
+            self.over_budget.push(format!("{}{name}", self.prefix));
+        }
     }
 
     pub fn count(&mut self, name: &str, label: &str, value: u64) {
@@ -71,9 +98,10 @@ impl Report {
             "user_s": cpu.user.as_secs_f64(), "system_s": cpu.system.as_secs_f64(), "us_per_message": each,
         });
         // Seen: a run of 31 ms told a quarter of what was used, as the kernel counts in ticks of 10 ms.
+        let unit = self.unit.unwrap_or("message");
         let short = if cpu.user + cpu.system < TRUSTED { ", too short to trust" } else { "" };
         let text = format!(
-            "{each:.1} us a message ({:.2} s user + {:.2} s system{short})",
+            "{each:.1} us a {unit} ({:.2} s user + {:.2} s system{short})",
             cpu.user.as_secs_f64(),
             cpu.system.as_secs_f64()
         );
@@ -102,7 +130,8 @@ impl Report {
         self.add("daemon_peak_rss_bytes", "daemon peak memory", after.peak_memory, megabytes(after.peak_memory));
         if let (Some(before), Some(after)) = (before.written, after.written) {
             let written = after.saturating_sub(before);
-            let text = format!("{} ({:.0} bytes a message)", megabytes(written), written as f64 / messages.max(1) as f64);
+            let unit = self.unit.unwrap_or("message");
+            let text = format!("{} ({:.0} bytes a {unit})", megabytes(written), written as f64 / messages.max(1) as f64);
             self.add("daemon_written_bytes", "daemon wrote", written, text);
         }
     }
@@ -112,7 +141,9 @@ impl Report {
         let machine = Machine::here();
         let memory = machine.memory_bytes as f64 / 1e9;
         let text = format!("{}, {} cores, {memory:.1} GB, Linux {}", machine.cpu, machine.cores, machine.kernel);
+        self.prefix.clear();
         self.add("machine", "machine", serde_json::to_value(&machine)?, text);
+        self.json.insert("over_budget".to_owned(), self.over_budget.clone().into());
         self.json.insert("ok".to_owned(), self.problems.is_empty().into());
         self.json.insert("problems".to_owned(), self.problems.clone().into());
         if json {
@@ -160,11 +191,11 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-fn millis(micros: u64) -> String {
+pub fn millis(micros: u64) -> String {
     format!("{:.2} ms", micros as f64 / 1_000.0)
 }
 
-fn megabytes(bytes: u64) -> String {
+pub fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 

@@ -8,7 +8,11 @@
 //! | `DELETE /faults` | | `{}` |
 //! | `POST /listeners` | `{"origin":0,"listening":false}` | `{}` |
 //! | `GET /counters`, `GET /measured` | | [`Counters`](super::Counters), [`Measured`](super::Measured) |
+//! | `GET /measured?origin=0` | | those of one origin |
 //! | `DELETE /measured` | | `{}`: counts anew |
+//! | `POST /crowds` | [`Plan`] | `{"crowd":0,"origin":"https://…"}`, its number and where it lies |
+//! | `GET /crowds/0` | | [`CrowdCounts`](super::CrowdCounts) |
+//! | `DELETE /crowds/0` | | `{}`: counts anew |
 //! | `GET /ca.pem` | | the authority |
 
 use std::sync::Arc;
@@ -23,7 +27,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 
-use super::{Fault, Inner, Scope, Subscribe};
+use super::{Fault, Inner, Plan, Scope, Subscribe};
 
 const BODY_MAX: usize = 1024 * 1024;
 
@@ -144,10 +148,39 @@ async fn command(inner: &Arc<Inner>, parts: &http::request::Parts, body: &[u8]) 
             done()
         }
         (&Method::GET, "/counters") => json(&inner.state.counters()),
-        (&Method::GET, "/measured") => json(&inner.measured()),
+        (&Method::GET, "/measured") => match parts.uri.query().and_then(|query| query.strip_prefix("origin=")) {
+            None => json(&inner.state.measured(None)),
+            Some(origin) => {
+                let origin = origin.parse().map_err(|_| (StatusCode::BAD_REQUEST, "origin is not a number".to_owned()))?;
+                origin_known(origin)?;
+                json(&inner.state.measured(Some(origin)))
+            }
+        },
         (&Method::DELETE, "/measured") => {
-            inner.reset_measured();
+            inner.state.reset_measured();
             done()
+        }
+        (&Method::POST, "/crowds") => {
+            let plan: Plan = parse(body)?;
+            origin_known(plan.origin)?;
+            let origin = inner.state.origins[plan.origin].url.clone();
+            let inner = inner.clone();
+            let made = tokio::task::spawn_blocking(move || inner.add_crowd(plan).0);
+            let crowd = made.await.map_err(|problem| (StatusCode::INTERNAL_SERVER_ERROR, problem.to_string()))?;
+            json(&serde_json::json!({"crowd": crowd, "origin": &*origin}))
+        }
+        (method, path) if path.starts_with("/crowds/") => {
+            let number = path["/crowds/".len()..].parse().ok();
+            let crowd = number.and_then(|number| inner.state.subscriptions.read().expect("no holder panics").crowd(number));
+            let Some(crowd) = crowd else { return Err((StatusCode::NOT_FOUND, "there is no such crowd".to_owned())) };
+            match *method {
+                Method::GET => json(&crowd.counts()),
+                Method::DELETE => {
+                    crowd.reset();
+                    done()
+                }
+                _ => Err((StatusCode::METHOD_NOT_ALLOWED, "a crowd knows GET and DELETE".to_owned())),
+            }
         }
         (&Method::GET, "/ca.pem") => Ok(("application/x-pem-file", inner.acceptors.authority_pem.clone())),
         _ => Err((StatusCode::NOT_FOUND, "no such command".to_owned())),

@@ -126,6 +126,17 @@ pub(super) fn p256() -> EcGroup {
     EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("OpenSSL knows P-256")
 }
 
+/// The public point of a private scalar.
+pub(super) fn public_of(private: &[u8; 32]) -> [u8; POINT] {
+    let group = p256();
+    let mut context = BigNumContext::new().expect("OpenSSL allocates");
+    let scalar = BigNum::from_slice(private).expect("32 bytes are a number");
+    let mut point = EcPoint::new(&group).expect("OpenSSL allocates");
+    point.mul_generator2(&group, &scalar, &mut context).expect("a scalar below the order has a point");
+    let bytes = point.to_bytes(&group, PointConversionForm::UNCOMPRESSED, &mut context).expect("a point can be written");
+    bytes.try_into().expect("an uncompressed point has 65 bytes")
+}
+
 fn agree(private: &[u8; 32], peer: &[u8; POINT]) -> Result<[u8; 32], String> {
     // A group costs as much as a tenth of the multiplication: one a thread is enough.
     thread_local! {

@@ -21,6 +21,7 @@ mod admin;
 mod answer;
 mod certificates;
 mod check;
+mod crowd;
 mod decrypt;
 mod fault;
 mod frames;
@@ -43,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+pub use crowd::{Crowd, CrowdCounts, Members, Plan, payload_hash, subscription_id};
 pub use decrypt::{BrowserKeys, Opened, aes128gcm, aesgcm};
 pub use fault::{Answer, Body, Fault, GoAway, Scope, Slow, http_date, vendor};
 pub use state::{Counters, OriginCounters, Received};
@@ -197,6 +199,11 @@ impl Mock {
         self.inner.subscribe(origin, count, how)
     }
 
+    /// A crowd: subscriptions by the million.
+    pub fn crowd(&self, plan: Plan) -> Arc<Crowd> {
+        self.inner.add_crowd(plan).1
+    }
+
     /// Every request for a known subscription, in the order of arrival, whatever became of it.
     pub fn received(&self) -> Vec<Received> {
         self.received_after(0)
@@ -280,12 +287,12 @@ impl Mock {
 
     /// What is known of a measurement's messages (payloads that begin as [`payload_head`] writes).
     pub fn measured(&self) -> Measured {
-        self.inner.measured()
+        self.inner.state.measured(None)
     }
 
     /// Counts a measurement's messages anew.
     pub fn reset_measured(&self) {
-        self.inner.reset_measured();
+        self.inner.state.reset_measured();
     }
 
     fn block_on<F: Future>(&self, future: F) -> F::Output {
@@ -323,12 +330,11 @@ impl Inner {
         let _ = confirmed.clone().wait_for(|state| *state == listening).await;
     }
 
-    fn measured(&self) -> Measured {
-        self.state.tally.lock().expect("no holder panics").measured()
-    }
-
-    fn reset_measured(&self) {
-        self.state.tally.lock().expect("no holder panics").reset();
+    /// The crowd and its number.
+    fn add_crowd(&self, plan: Plan) -> (usize, Arc<Crowd>) {
+        let crowd = Arc::new(Crowd::new(Members::new(plan, &self.state.origins[plan.origin].url)));
+        let number = self.state.subscriptions.write().expect("no holder panics").add_crowd(crowd.clone());
+        (number, crowd)
     }
 }
 

@@ -14,14 +14,16 @@ use tokio::sync::watch;
 
 use super::check::{self, Violation};
 use super::fault::{self, Answer, Fault, Scope, Wrong};
-use super::subscription::{Registry, Vendor, token_of};
-use super::tally::Tally;
+use super::subscription::{Place, Registry, Vendor, token_of};
+use super::tally::{Measured, Tally};
 use super::vapid::{Vapid, Verifier};
 
 /// Texts of violations that are kept.
 const VIOLATIONS: usize = 1_000;
 /// What MAX_CONCURRENT_STREAMS is unless told: what nginx has.
 const STREAMS: u32 = 128;
+/// Salts and senders' keys that are remembered at most; beyond it all are forgotten at once.
+const USED: usize = 1 << 21;
 
 /// One request for a known subscription, in the order of arrival.
 #[derive(Clone, Debug, Serialize)]
@@ -158,7 +160,8 @@ impl OriginState {
 pub(super) struct State {
     pub origins: Vec<OriginState>,
     pub subscriptions: RwLock<Registry>,
-    pub tally: Mutex<Tally>,
+    /// By origin.
+    tallies: Vec<Mutex<Tally>>,
     verifier: Verifier,
     verify_every: AtomicU64,
     keep: usize,
@@ -202,9 +205,9 @@ impl State {
             ..Log::default()
         };
         State {
+            tallies: origins.iter().map(|_| Mutex::default()).collect(),
             origins,
             subscriptions: RwLock::default(),
-            tally: Mutex::default(),
             verifier: Verifier::default(),
             verify_every: AtomicU64::new(verify_every.max(1)),
             keep,
@@ -259,10 +262,7 @@ impl State {
     pub fn handle(&self, arrival: Arrival<'_>) -> Reply {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let token = token_of(&arrival.parts.uri);
-        let known = {
-            let subscriptions = self.subscriptions.read().expect("no holder panics");
-            subscriptions.find(token).map(|(place, known)| (place, known.clone()))
-        };
+        let known = self.subscriptions.read().expect("no holder panics").find(token);
         let Some((place, known)) = known else {
             let host = arrival.parts.uri.host().unwrap_or("");
             let fault = self.request_fault(arrival.origin, token);
@@ -281,7 +281,10 @@ impl State {
         };
         let headers = &arrival.parts.headers;
         let judged = check::headers(&known, &self.verifier, arrival.parts, arrival.body.len(), now.as_secs());
-        let every = self.verify_every.load(Ordering::Relaxed);
+        let every = match &place {
+            Place::One(_) => self.verify_every.load(Ordering::Relaxed),
+            Place::Member(crowd, _) => crowd.verify_every(),
+        };
         let sampled = every > 1 && !place_of_sample(arrival.body, every);
         let (ttl, vapid, opened, violation) = match judged {
             Ok(judged) if sampled => (Some(judged.ttl), Some(judged.vapid), None, None),
@@ -292,6 +295,10 @@ impl State {
             Err(violation) => (None, None, None, Some(violation)),
         };
         let fault = self.request_fault(arrival.origin, token);
+        let fault = fault.or_else(|| match &place {
+            Place::Member(crowd, number) if crowd.is_gone(*number) => Some(Fault::status(410).into()),
+            _ => None,
+        });
         let faulted = fault.is_some();
 
         let mut log = self.log();
@@ -303,6 +310,9 @@ impl State {
                 (hash(&opened.salt), "the salt was used for another body"),
                 (hash(&opened.sender), "the sender's one-use key was used for another body"),
             ];
+            if log.used.len() >= USED {
+                log.used.clear();
+            }
             let mut wrong = None;
             for (part, text) in parts {
                 if *log.used.entry(part).or_insert(body) != body {
@@ -323,18 +333,25 @@ impl State {
         let taken = status.is_some_and(|status| (200..300).contains(&status));
 
         let mut repeat = 0;
-        if let Some(opened) = &opened {
-            let time = now.as_micros() as u64;
-            // The load generator numbers its messages itself, which is cheaper than to remember each payload.
-            let counted = if taken { self.tally.lock().expect("no holder panics").count(&opened.plaintext, time) } else { None };
-            match counted {
-                Some(times) => repeat = times,
-                None => {
-                    let times = log.taken.entry((place, hash(&opened.plaintext))).or_insert(0);
-                    repeat = *times;
-                    *times += u32::from(taken);
+        match (&place, &opened) {
+            // A crowd remembers only the last.
+            (Place::Member(crowd, number), opened) => {
+                let payload = opened.as_ref().map(|opened| opened.plaintext.as_slice());
+                repeat = u32::from(crowd.note(*number, taken, payload));
+            }
+            (Place::One(place), Some(opened)) => {
+                let time = now.as_micros() as u64;
+                // The load generator numbers its messages itself, which is cheaper than to remember each payload.
+                match taken.then(|| self.tally(arrival.origin).count(&opened.plaintext, time)).flatten() {
+                    Some(times) => repeat = times,
+                    None => {
+                        let times = log.taken.entry((*place, hash(&opened.plaintext))).or_insert(0);
+                        repeat = *times;
+                        *times += u32::from(taken);
+                    }
                 }
             }
+            (Place::One(_), None) => {}
         }
         log.numbers += 1;
         let number = log.numbers;
@@ -394,6 +411,26 @@ impl State {
         drop(log);
         self.changed.notify_all();
         reply
+    }
+
+    fn tally(&self, origin: usize) -> MutexGuard<'_, Tally> {
+        self.tallies[origin].lock().expect("no holder panics")
+    }
+
+    /// What is known of a measurement's messages; None: at all origins together.
+    pub fn measured(&self, origin: Option<usize>) -> Measured {
+        let mut whole = Tally::default();
+        for index in (0..self.tallies.len()).filter(|index| origin.is_none_or(|origin| origin == *index)) {
+            whole.join(&self.tally(index));
+        }
+        whole.measured()
+    }
+
+    /// Counts a measurement's messages anew.
+    pub fn reset_measured(&self) {
+        for index in 0..self.tallies.len() {
+            self.tally(index).reset();
+        }
     }
 
     /// Everything noted with a number above this.

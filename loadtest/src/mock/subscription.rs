@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
+use super::crowd::Crowd;
 use super::decrypt::BrowserKeys;
 
 /// Whose dialect is spoken: what an error looks like and which rules of its own the service has (PUSH-SERVICES 3.1-3.4).
@@ -120,11 +121,18 @@ impl Subscription {
     }
 }
 
-/// All subscriptions, found by token. Kept small: a measurement has a million of them.
+/// All subscriptions, found by token.
 #[derive(Default)]
 pub(super) struct Registry {
     places: HashMap<Box<str>, u32>,
     known: Vec<Known>,
+    crowds: Vec<Arc<Crowd>>,
+}
+
+/// Which subscription.
+pub(super) enum Place {
+    One(u32),
+    Member(Arc<Crowd>, u32),
 }
 
 /// What is needed to judge a request.
@@ -150,10 +158,31 @@ impl Registry {
         });
     }
 
-    /// Its number, and what is known of it.
-    pub fn find(&self, token: &str) -> Option<(u32, &Known)> {
-        let place = *self.places.get(token)?;
-        Some((place, &self.known[place as usize]))
+    /// Its number.
+    pub fn add_crowd(&mut self, crowd: Arc<Crowd>) -> usize {
+        self.crowds.push(crowd);
+        self.crowds.len() - 1
+    }
+
+    /// The crowd of this number.
+    pub fn crowd(&self, number: usize) -> Option<Arc<Crowd>> {
+        self.crowds.get(number).cloned()
+    }
+
+    /// Where it is, and what is known of it.
+    pub fn find(&self, token: &str) -> Option<(Place, Known)> {
+        if let Some(place) = self.places.get(token) {
+            return Some((Place::One(*place), self.known[*place as usize].clone()));
+        }
+        let (crowd, number) = self.crowds.iter().find_map(|crowd| Some((crowd, crowd.members.number(token)?)))?;
+        let known = Known {
+            keys: crowd.members.keys(number),
+            origin: crowd.members.origin().clone(),
+            application_server_key: None,
+            vendor: Vendor::Generic,
+            aesgcm: false,
+        };
+        Some((Place::Member(crowd.clone(), number), known))
     }
 }
 

@@ -91,6 +91,21 @@ impl Tally {
         }
     }
 
+    /// Adds the numbers of another, whose messages are others.
+    pub fn join(&mut self, other: &Tally) {
+        self.distinct += other.distinct;
+        self.repeats += other.repeats;
+        if self.first == 0 || other.first != 0 && other.first < self.first {
+            self.first = other.first;
+        }
+        self.last = self.last.max(other.last);
+        match (&mut self.latency, &other.latency) {
+            (Some(latency), Some(more)) => latency.add(more).expect("equal bounds"),
+            (None, Some(more)) => self.latency = Some(more.clone()),
+            (_, None) => {}
+        }
+    }
+
     pub fn reset(&mut self) {
         *self = Tally::default();
     }

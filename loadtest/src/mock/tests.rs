@@ -99,6 +99,44 @@ async fn post(send: &SendRequest<Bytes>, request: http::request::Builder, body: 
 }
 
 #[test]
+fn a_crowd_is_recognised_decrypted_and_counted() {
+    let mock = Mock::start(Options { keep: 10, ..Options::default() });
+    let crowd = mock.crowd(Plan { members: 100_000, keys: 10, endpoint_bytes: 190, ..Plan::default() });
+    let application = Application::new();
+    let browser = |number: u32| Subscription {
+        endpoint: crowd.members.endpoint(number),
+        token: crowd.members.token(number),
+        keys: crowd.members.keys(number),
+        origin: mock.origin(0).into(),
+        application_server_key: None,
+        vendor: Vendor::Generic,
+        aesgcm: false,
+    };
+    run(async {
+        let (send, _driver) = h2(&mock).await;
+        for (number, times) in [(0, 1), (99_999, 2)] {
+            for _ in 0..times {
+                let to = browser(number);
+                let answered = post(&send, application.request(&to), seal(&to.keys, b"hello", 0, 2, 4096)).await.unwrap();
+                assert_eq!(answered.status, 201);
+            }
+        }
+        crowd.set_gone(7);
+        let to = browser(7);
+        let answered = post(&send, application.request(&to), seal(&to.keys, b"hello", 0, 2, 4096)).await.unwrap();
+        assert_eq!(answered.status, 410);
+        let stranger = Request::post(format!("{}/push/{}", mock.origin(0), "A".repeat(180))).header("ttl", "60");
+        assert_eq!(post(&send, stranger, Vec::new()).await.unwrap().status, 404);
+    });
+    let counts = crowd.counts();
+    assert_eq!((counts.members, counts.once, counts.more, counts.taken, counts.most), (100_000, 1, 1, 3, 2));
+    assert_eq!((crowd.asked(7), crowd.taken(7)), (1, 0));
+    assert_eq!(crowd.last(99_999), Some(payload_hash(b"hello")));
+    let counters = mock.counters();
+    assert_eq!((counters.violation_count, counters.verified, counters.repeats), (0, 4, 1));
+}
+
+#[test]
 fn a_right_message_is_taken_and_told() {
     let mock = Mock::start(Options::default());
     let browser = mock.subscribe(0, 1).remove(0);

@@ -1,0 +1,155 @@
+//! One campaign to every registered subscription, with urgent one-to-one messages meanwhile.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use fanfare_loadtest::machine;
+use serde_json::{Value, json};
+
+use super::bench::SETTLE;
+use super::readers::{Stage, adds_up, ask, campaign, ended};
+use super::report::{Report, grouped};
+use super::urgent::Urgent;
+use crate::{Campaign, Readers};
+
+/// DESIGN 8.
+const CPU_BUDGET_US: f64 = 80.0;
+const MEMORY_BUDGET_MB: f64 = 400.0;
+const WRITTEN_BUDGET: f64 = 20.0;
+const URGENT_BUDGET_MS: f64 = 50.0;
+/// A message to 1 million costs at most so many times one to 100 thousand.
+const FLAT_BUDGET: f64 = 1.1;
+/// In a comparison the small campaign runs so often, so that both are of a like length.
+const SMALL_TIMES: u32 = 5;
+const SMALL_SHARE: u32 = 10;
+/// The calm before the campaign, in which urgent messages have the machine for themselves.
+const CALM: Duration = Duration::from_secs(3);
+
+/// Runs the measurement and prints its report.
+pub fn run(flags: &Campaign) -> io::Result<()> {
+    let mut report = Report::default();
+    if flags.compare {
+        let small = Readers { subscriptions: flags.readers.subscriptions / SMALL_SHARE, ..flags.readers.clone() };
+        report.section("small_", &format!("{} subscriptions", grouped(small.subscriptions.into())));
+        let small = measure(flags, &small, SMALL_TIMES, &mut report)?;
+        report.section("large_", &format!("{} subscriptions", grouped(flags.readers.subscriptions.into())));
+        let large = measure(flags, &flags.readers, flags.times, &mut report)?;
+        report.section("", "compared");
+        report.budget("flat", "CPU of a message, large / small", large / small.max(1e-9), "", FLAT_BUDGET);
+    } else {
+        measure(flags, &flags.readers, flags.times, &mut report)?;
+    }
+    report.print(flags.place.json)
+}
+
+/// Registers and sends; the CPU time of a message, in microseconds.
+fn measure(flags: &Campaign, readers: &Readers, times: u32, report: &mut Report) -> io::Result<f64> {
+    let stage = Stage::start(&flags.place, readers, |config| config)?;
+    let (bench, mock) = (&stage.bench, &stage.bench.mock);
+    let all = u64::from(readers.subscriptions);
+    let messages = all * u64::from(times.max(1));
+    report.count("recipients", "recipients", all);
+    report.count("campaigns", "campaigns", times.max(1).into());
+    if let Some(pumped) = stage.register(flags.sending)? {
+        let rate = all as f64 / pumped.elapsed.as_secs_f64();
+        report.add("subscriptions_per_second", "subscriptions a second", rate, grouped(rate as u64));
+    }
+    let mut client = stage.client()?;
+    stage.warm_up(&mut client)?;
+    bench.settle()?;
+
+    let targets = || Ok::<_, io::Error>(vec![mock.subscription(0)?, mock.subscription(1)?]);
+    mock.reset_measured()?;
+    let urgent = Urgent::start(&bench.socket, targets()?, 0)?;
+    std::thread::sleep(CALM);
+    let calm = urgent.finish()?;
+    std::thread::sleep(SETTLE);
+    let calmly = [mock.measured_at(0)?, mock.measured_at(1)?];
+
+    mock.reset_measured()?;
+    // Where it cannot be reset the peak is that of the whole life, which is not less.
+    let _whole_life = machine::reset_peak(bench.pid()?);
+    let counters_before = mock.counters()?;
+    let before = bench.reading()?;
+    let urgent = Urgent::start(&bench.socket, targets()?, calm)?;
+    let begin = Instant::now();
+    let (mut polls, mut once, mut more) = (0, 0, 0);
+    for _ in 0..times.max(1) {
+        mock.reset_crowd(stage.crowd)?;
+        let id = ask(&mut client, &campaign(json!({"all": true}), flags.body))?["message_id"].clone();
+        let mut asked = Instant::now();
+        let mut looks = stage.client()?;
+        stage.wait("delivered", all, |_| {
+            if asked.elapsed() >= Duration::from_secs(1) {
+                asked = Instant::now();
+                polls += 1;
+                let status = ask(&mut looks, &json!({"op": "status", "message_id": id}))?;
+                if !adds_up(&status) {
+                    report.problem(format!("a status does not add up: {status}"));
+                }
+            }
+            Ok(())
+        })?;
+        let status = ended(&mut client, &id)?;
+        for (name, wanted) in [("recipients", all), ("accepted", all), ("pending", 0)] {
+            if status[name] != wanted {
+                report.problem(format!("{name} is not {wanted}: {status}"));
+            }
+        }
+        if status["walked"].as_f64() != Some(1.0) || status["open"] != false || !adds_up(&status) {
+            report.problem(format!("the campaign has ended, and its status is {status}"));
+        }
+        let counts = mock.crowd_counts(stage.crowd)?;
+        once += counts.once;
+        more += counts.more;
+    }
+    let elapsed = begin.elapsed();
+    let sent = urgent.finish()?;
+    std::thread::sleep(SETTLE);
+    let after = bench.reading()?;
+    let counters = mock.counters()?;
+    let urgently = [mock.measured_at(0)?, mock.measured_at(1)?];
+
+    report.must_be("once", "recipients who had it exactly once", once, messages);
+    report.must_be("repeats", "who had it more than once", more, 0);
+    report.count("polls", "statuses asked meanwhile, all adding up", polls);
+    if flags.place.verify_every == 1 {
+        report.must_be("verified", "decrypted and verified", counters.verified - counters_before.verified, messages + sent);
+    }
+    report.must_be("violations", "broken rules", counters.violation_count, 0);
+    for text in counters.violations.iter().take(3) {
+        report.problem(text.clone());
+    }
+    let rate = messages as f64 / elapsed.as_secs_f64();
+    report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
+    report.readings(before, after, messages);
+    let each = after.daemon.since(before.daemon).micros_each(messages);
+    report.budget("cpu_us", "daemon CPU a message", each, "us", CPU_BUDGET_US);
+    report.budget("peak_mb", "daemon peak memory meanwhile", after.peak_memory as f64 / 1e6, "MB", MEMORY_BUDGET_MB);
+    if let (Some(before), Some(after)) = (before.written, after.written) {
+        let written = after.saturating_sub(before) as f64 / messages as f64;
+        report.budget("written_each", "written a recipient", written, "bytes", WRITTEN_BUDGET);
+    }
+    let latency = |name: &str, label: &str, measured: &fanfare_loadtest::mock::Measured, report: &mut Report| {
+        report.latency(name, label, [measured.latency_p50, measured.latency_p99, measured.latency_max]);
+    };
+    report.must_be("urgent", "urgent messages meanwhile, all received", urgently.iter().map(|one| one.distinct).sum(), sent);
+    for (origin, which) in [(0, "same"), (1, "other")] {
+        let label = format!("urgent to {} service", if origin == 0 { "the same" } else { "another" });
+        latency(&format!("urgent_{which}_calm"), &format!("{label}, calm"), &calmly[origin], report);
+        latency(&format!("urgent_{which}"), &label, &urgently[origin], report);
+        let p99 = urgently[origin].latency_p99 as f64 / 1_000.0;
+        report.budget(&format!("urgent_{which}_p99_ms"), &format!("{label}, p99"), p99, "ms", URGENT_BUDGET_MS);
+    }
+    if let Some(unexpected) = after_the_end(&mut client)? {
+        report.problem(unexpected);
+    }
+    stage.bench.finish()?;
+    Ok(each)
+}
+
+/// Nothing may be left in any state.
+fn after_the_end(client: &mut fanfare_loadtest::client::Client) -> io::Result<Option<String>> {
+    let ping: Value = ask(client, &json!({"op": "ping"}))?;
+    Ok((ping["state"] != "ok").then(|| format!("afterwards the daemon says {ping}")))
+}

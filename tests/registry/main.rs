@@ -1,0 +1,15 @@
+//! The registry, campaigns and what goes with them (DESIGN 3.1 and 4), over the socket of a running daemon, with the mock push
+//! service as the other end. A file a promise; one binary, because each links RocksDB.
+
+mod campaign;
+mod counts;
+mod erase;
+mod fallback;
+mod inputs;
+mod presence;
+mod receipts;
+mod replaces;
+mod subscribe;
+mod support;
+mod switches;
+mod templates;
