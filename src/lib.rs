@@ -45,7 +45,7 @@
 //! 2. -> `store/commit.rs` lays out its rows -> `store/writer/take.rs` numbers it and commits it with everything else that waited, in
 //!    one synced batch -> `ingest/answer.rs` answers.
 //! 3. The writer's news, or the next look at the lane, brings its row to `schedule/mod.rs`, which hands out a run: a row, from
-//!    where, how many at most. It never sees a body.
+//!    where, how many at most. It never sees a body. Of a campaign it opens a stretch of serials (`store/registry/walk.rs`).
 //! 4. -> `encrypt/mod.rs`: a worker reads the row (`store/load.rs`), claims the places that are still due, fills in what is each
 //!    recipient's own (`encrypt/fill.rs`), seals them (`encrypt/payload.rs`) and adds the token that is ready (`encrypt/vapid.rs`).
 //! 5. -> `deliver/mod.rs` queues it at its origin -> `deliver/http2.rs` (or `http1.rs`) posts it, and answers exactly once: with

@@ -13,7 +13,7 @@ use crate::message::{Name, Segment, Service, SubscriptionKey};
 use crate::store::live::{List, Open};
 use crate::store::record::{Corrupt, Put, Take};
 use crate::store::registry::row::{self, App, Kind, Posting, View};
-use crate::store::{ReadError, Reader, Store, family, key, list_state};
+use crate::store::{ReadError, Reader, Store, family, list_state};
 
 /// Whom a campaign, a count or a list wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -328,13 +328,6 @@ fn take_members(
         taken += 1;
         taken < STRETCH
     })
-}
-
-/// A posting list's rows, for tests and tools.
-pub fn posting_range(posting: &Posting) -> (Vec<u8>, Vec<u8>) {
-    let prefix = posting.prefix();
-    let end = key::after_prefix(&prefix);
-    (prefix, end)
 }
 
 #[cfg(test)]
