@@ -600,6 +600,13 @@ impl RuleSet {
                 .any(|who| self.cancelled.get(&who).is_some_and(|upto| (id.commit(), id.place()) < *upto))
     }
 
+    /// Whether the message was cancelled by a commit that is on disk: `written` is the last one.
+    pub fn has_cancelled(&self, id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>, written: u64) -> bool {
+        let by = |upto: &Upto| (id.commit(), id.place()) < *upto && upto.0 <= written;
+        !self.cancelled.is_empty()
+            && holders(id, app, label).into_iter().flatten().any(|who| self.cancelled.get(&who).is_some_and(by))
+    }
+
     /// Whether this recipient was erased after the message had come.
     pub fn erases(&self, id: MessageId, recipient: &Recipient) -> bool {
         let before = |who: &Holder| self.cancelled.get(who).is_some_and(|upto| (id.commit(), id.place()) < *upto);

@@ -245,6 +245,8 @@ pub struct Store {
     pub secret: [u8; 32],
     /// Deliveries that have not ended.
     pub pending: AtomicU64,
+    /// The number of the last commit that is on disk.
+    pub written: AtomicU64,
     /// The next event's number, as far as checkpoints are synced.
     pub events_end: tokio::sync::watch::Sender<u64>,
     /// When this store was last written before this start, if ever.
@@ -464,6 +466,7 @@ impl Store {
             id: [0; 8],
             secret: [0; 32],
             pending: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             events_end: tokio::sync::watch::Sender::new(0),
             last_written: None,
             corrupt_rows: AtomicU64::new(0),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -132,7 +133,9 @@ impl Store {
         let mut counts =
             Counts { recipients: head.recipients.len() as u64, rejected: u64::from(head.rejected), ..Counts::default() };
         let rules = self.rules.load();
-        let cancelled = rules.cancels(head.id, &head.app, head.label.as_ref());
+        // A cancellation that is not on disk yet may be forgotten in a crash: nothing is told of it.
+        let written = self.written.load(Ordering::Acquire);
+        let cancelled = rules.has_cancelled(head.id, &head.app, head.label.as_ref(), written);
         let paused = rules.pauses(head.id, &head.app, head.label.as_ref());
         drop(rules);
         let mut in_flight = 0;

