@@ -12,7 +12,7 @@ use divan::counter::ItemsCount;
 use fanfare::clock;
 use fanfare::config;
 use fanfare::ingest::request::{Payload, Send, Subscriptions, To};
-use fanfare::message::{Encoding, Endpoint, KeyId, Recipient, Service, Urgency};
+use fanfare::message::{Encoding, Endpoint, KeyId, Recipient, Service};
 use fanfare::store::Store;
 use fanfare::store::commit::{Op, Preparing, Writes, prepare_send};
 use fanfare::store::writer::{News, Settings, Settle, Writer};
@@ -93,25 +93,8 @@ fn send(store: &Store, n: usize) -> Op {
         attributes: None,
         registered: None,
     };
-    let send = Send {
-        app: Arc::from("shop"),
-        to: To::Subscriptions(Subscriptions { good: vec![recipient], rejected: Vec::new() }),
-        payload: Payload::opaque(Bytes::from_static(&[b'x'; 250])),
-        ttl: 3_600,
-        urgency: Urgency::Normal,
-        topic: None,
-        idempotency_key: None,
-        fingerprint: [0; 16],
-        at: None,
-        paused: false,
-        label: None,
-        reference: None,
-        rate: None,
-        spread: None,
-        scope: None,
-        when_offline: false,
-        fallback: None,
-    };
+    let to = To::Subscriptions(Subscriptions { good: vec![recipient], rejected: Vec::new() });
+    let send = Send::new(Arc::from("shop"), to, Payload::opaque(Bytes::from_static(&[b'x'; 250])), 3_600);
     let preparing = Preparing {
         now: clock::now(),
         ttl0_patience: Duration::from_secs(5),

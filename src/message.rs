@@ -160,7 +160,7 @@ impl SubscriptionId {
     /// Stands where the id was not needed yet.
     pub const UNKNOWN: SubscriptionId = SubscriptionId([0; 12]);
 
-    /// The id of the subscription with this endpoint.
+    /// The id of the subscription with this endpoint (DESIGN 3.3).
     pub fn of(endpoint: &str) -> SubscriptionId {
         use sha2::{Digest, Sha256};
         let digest = Sha256::digest(endpoint.as_bytes());

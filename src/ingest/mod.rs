@@ -29,7 +29,7 @@ use crate::clock;
 use crate::encrypt::vapid::Tokens;
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
-use crate::ingest::request::{Add, Code, Devices, Payload, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
+use crate::ingest::request::{Add, Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
 use crate::message::Urgency;
 use crate::metrics;
@@ -334,7 +334,7 @@ impl Reader {
             Request::Subscribe(mut subscribe) => {
                 let app = subscribe.app.clone();
                 let subscription = subscribe.subscription.subscription_id();
-                let own = |payload| own_message(app.clone(), To::Ids(vec![subscription]), payload);
+                let own = |payload| NewSend::new(app.clone(), To::Ids(vec![subscription]), payload, CONFIRM_TTL);
                 let confirm = subscribe.confirm.take().map(own);
                 let op = prepare_subscribe(*subscribe, confirm, &self.preparing(&app, now));
                 Prepared::Write(op, Told::Subscribe { id })
@@ -367,7 +367,7 @@ impl Reader {
                     TestTo::Ids(ids) => To::Ids(ids),
                     TestTo::Account(account) => To::Accounts { accounts: vec![account], devices: Devices::All },
                 };
-                let send = NewSend { urgency: Urgency::High, ttl: TEST_TTL, ..own_message(app.clone(), to, payload) };
+                let send = NewSend { urgency: Urgency::High, ..NewSend::new(app.clone(), to, payload, TEST_TTL) };
                 let mut new = prepare_send(send, &self.preparing(&app, now));
                 let watched = wait.map(|seconds| {
                     let (results, heard) = mpsc::unbounded_channel();
@@ -452,28 +452,8 @@ impl Reader {
 /// Seconds that a `test` is worth delivering.
 const TEST_TTL: u32 = 300;
 
-/// A message that the application did not ask for as such: what `confirm` and `test` send.
-fn own_message(app: Arc<str>, to: To, payload: Payload) -> NewSend {
-    NewSend {
-        app,
-        to,
-        payload,
-        ttl: 24 * 60 * 60,
-        urgency: Urgency::Normal,
-        topic: None,
-        idempotency_key: None,
-        fingerprint: [0; 16],
-        at: None,
-        paused: false,
-        label: None,
-        reference: None,
-        rate: None,
-        spread: None,
-        scope: None,
-        when_offline: false,
-        fallback: None,
-    }
-}
+/// Seconds that a `confirm` is worth delivering.
+const CONFIRM_TTL: u32 = 24 * 60 * 60;
 
 enum Prepared {
     Write(Op, Told),

@@ -132,7 +132,7 @@ pub(super) fn write_subscription(store: &Store, id: &RequestId, known: &Known, r
 /// The browsers of an account in the apps that are meant.
 fn browsers(store: &Store, who: &Whose, apps: &Apps) -> Result<Vec<Known>, ReadError> {
     let mut found = Vec::new();
-    for app in apps.iter().filter(|app| who.app.as_ref().is_none_or(|named| named == *app)) {
+    for app in who.apps(apps) {
         if let Some(number) = store.registry.app(app) {
             found.extend(store.account_subscriptions(number, &who.account)?);
         }
@@ -149,11 +149,8 @@ pub(super) fn write_account(
     out: &mut Vec<u8>,
 ) -> Result<(), ReadError> {
     let found = browsers(store, who, apps)?;
-    let hashes: Vec<_> = apps
-        .iter()
-        .filter(|app| who.app.as_ref().is_none_or(|named| named == *app))
-        .filter_map(|app| Some(account_hash(store.registry.app(app)?, &who.account)))
-        .collect();
+    let hashes: Vec<_> =
+        who.apps(apps).iter().filter_map(|app| Some(account_hash(store.registry.app(app)?, &who.account))).collect();
     let enabled = !hashes.iter().any(|hash| store.registry.is_disabled(*hash));
     let online = {
         let presence = lock(&store.presence);

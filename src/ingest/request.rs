@@ -111,6 +111,13 @@ pub struct Whose {
     pub app: Option<Arc<str>>,
 }
 
+impl Whose {
+    /// The apps of a socket in which the account is meant.
+    pub fn apps<'a>(&'a self, of_socket: &'a [Arc<str>]) -> &'a [Arc<str>] {
+        self.app.as_ref().map_or(of_socket, std::slice::from_ref)
+    }
+}
+
 /// `subscribe`. What is None was not given, and stays as it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subscribe {
@@ -236,6 +243,31 @@ pub struct Send {
     pub when_offline: bool,
     /// Seconds; only with [`To::Accounts`].
     pub fallback: Option<f64>,
+}
+
+impl Send {
+    /// A message without any option; `ttl` in seconds.
+    pub fn new(app: Arc<str>, to: To, payload: Payload, ttl: u32) -> Send {
+        Send {
+            app,
+            to,
+            payload,
+            ttl,
+            urgency: Urgency::Normal,
+            topic: None,
+            idempotency_key: None,
+            fingerprint: [0; 16],
+            at: None,
+            paused: false,
+            label: None,
+            reference: None,
+            rate: None,
+            spread: None,
+            scope: None,
+            when_offline: false,
+            fallback: None,
+        }
+    }
 }
 
 /// Whom a `send` goes to.

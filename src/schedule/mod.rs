@@ -620,8 +620,7 @@ impl ListRun {
             }
         }
         let Some((shape, from)) = ready.front_mut() else { return Ok(None) };
-        let id = self.list.message.id;
-        let batch = BatchId::Stretch { commit: id.commit(), place: id.place(), lane, first: shape.first };
+        let batch = self.list.stretch(lane.service, shape.first);
         let places = u16::try_from(shape.len()).expect("a stretch has at most 512 places");
         let most = u16::try_from(allowed).unwrap_or(RUN_MAX).min(RUN_MAX).min(places - *from);
         let source = Source::Stretch(batch, shape.clone(), self.list.clone());

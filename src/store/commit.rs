@@ -416,11 +416,6 @@ fn tally(recipients: &[Recipient], preparing: &Preparing<'_>) -> Tally {
     (keys, new_origins)
 }
 
-/// The id of the subscription with this endpoint (DESIGN 3.3).
-pub fn subscription_id(endpoint: &str) -> SubscriptionId {
-    SubscriptionId::of(endpoint)
-}
-
 /// The key in `topic` of what this recipient may still have waiting.
 pub fn topic_key(app: &str, recipient: &Recipient, topic: &str) -> [u8; 16] {
     let mut hash = Sha256::new();

@@ -469,6 +469,12 @@ impl List {
         Lane { service, urgency: self.message.urgency }
     }
 
+    /// The batch of a campaign's stretch over a service that begins with this serial.
+    pub fn stretch(&self, service: Service, first: u64) -> BatchId {
+        let id = self.message.id;
+        BatchId::Stretch { commit: id.commit(), place: id.place(), lane: self.lane(service), first }
+    }
+
     /// Claims of a chunk what waits. None: the list was paused after the run had been handed out, so its lane must come back to it.
     pub fn claim(&self, batch: &Batch, from: u16, most: u16) -> Option<Vec<u16>> {
         let mut state = lock(&self.state);
@@ -557,6 +563,13 @@ pub enum Holder {
     Account(AccountHash),
     /// Only as a cancellation: a subscription that is erased, by a hash of its id, for the rule stays longer than anything else.
     Subscription(SubscriptionHash),
+}
+
+impl Holder {
+    /// Whether it ends, as a cancellation, what belongs to somebody who is erased.
+    pub fn erases(&self) -> bool {
+        matches!(self, Holder::Account(_) | Holder::Subscription(_))
+    }
 }
 
 /// Names a subscription without telling its id.

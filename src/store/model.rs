@@ -292,15 +292,10 @@ impl World {
     fn op(&mut self, new: &New) -> (Op, Vec<i64>) {
         let good = if new.kind == Kind::Stream { Vec::new() } else { self.recipients(new.first, new.recipients) };
         let references = good.iter().map(reference).collect();
+        let to =
+            if new.kind == Kind::Stream { To::Stream } else { To::Subscriptions(Subscriptions { good, rejected: Vec::new() }) };
+        let ttl = if new.short { 60 } else { 2_419_200 };
         let send = Send {
-            app: self.apps[0].clone(),
-            to: if new.kind == Kind::Stream {
-                To::Stream
-            } else {
-                To::Subscriptions(Subscriptions { good, rejected: Vec::new() })
-            },
-            payload: Payload::opaque(Bytes::from_static(b"hello")),
-            ttl: if new.short { 60 } else { 2_419_200 },
             urgency: Urgency::ALL[usize::from(new.urgency)],
             topic: new.topic.map(|topic| Arc::from(format!("topic{topic}"))),
             idempotency_key: new.key.map(|key| format!("key{key}")),
@@ -308,13 +303,9 @@ impl World {
             at: new.later.then(|| clock::now().plus(600_000)),
             paused: new.paused,
             label: new.label.map(|label| Arc::from(format!("label{label}"))),
-            reference: None,
             // Makes a list of however few.
             rate: (new.kind == Kind::List).then_some(1e6),
-            spread: None,
-            scope: None,
-            when_offline: false,
-            fallback: None,
+            ..Send::new(self.apps[0].clone(), to, Payload::opaque(Bytes::from_static(b"hello")), ttl)
         };
         let services = &self.running.as_ref().expect("it runs").store.services;
         let preparing =

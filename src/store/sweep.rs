@@ -320,10 +320,10 @@ impl Sweep {
                         found.push(delivery);
                     }
                 }
-                if rule.erases() {
+                if rule.holder.erases() {
                     cancelled += found.iter().filter(|delivery| met.insert(delivery.id)).count() as u64;
                 }
-                self.send(Settle::Cancelled(found, if rule.erases() { "erased" } else { "cancelled" }));
+                self.send(Settle::Cancelled(found, if rule.holder.erases() { "erased" } else { "cancelled" }));
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(ReadError);
                 }
@@ -368,10 +368,7 @@ impl Sweep {
             })
         };
         for shape in open {
-            let id = list.message.id;
-            let (commit, place) = (id.commit(), id.place());
-            let batch =
-                self.store.stretch(BatchId::Stretch { commit, place, lane: list.lane(service), first: shape.first }, &shape)?;
+            let batch = self.store.stretch(list.stretch(service, shape.first), &shape)?;
             let claimed = batch.claim(0, u16::MAX);
             if claimed.is_empty() {
                 continue;

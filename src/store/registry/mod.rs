@@ -146,7 +146,7 @@ impl Store {
         });
         match decoded {
             Ok((subscription, detail)) => {
-                let id = super::commit::subscription_id(subscription.recipient.endpoint.as_str());
+                let id = SubscriptionId::of(subscription.recipient.endpoint.as_str());
                 Some(Known { key, id, app: self.registry.app_name(subscription.app), subscription, detail })
             }
             Err(_) => {

@@ -20,7 +20,7 @@ use crate::encrypt::{load, unread};
 use crate::ingest::request::{Code, Devices, Erase, EventType, Payload, Send, Subscribe, Target, To, Whose};
 use crate::message::{
     Account, Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Name, Origin, Recipient, Segment, SubscriptionId,
-    SubscriptionKey, UnixMillis, Urgency,
+    SubscriptionKey, UnixMillis,
 };
 use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Run, Schedule};
@@ -260,25 +260,7 @@ impl World {
     }
 
     fn message(&self, to: To) -> Send {
-        Send {
-            app: self.apps[0].clone(),
-            to,
-            payload: Payload::opaque(Bytes::from_static(b"hello")),
-            ttl: 2_419_200,
-            urgency: Urgency::Normal,
-            topic: None,
-            idempotency_key: None,
-            fingerprint: [0; 16],
-            at: None,
-            paused: false,
-            label: None,
-            reference: None,
-            rate: None,
-            spread: None,
-            scope: None,
-            when_offline: false,
-            fallback: None,
-        }
+        Send::new(self.apps[0].clone(), to, Payload::opaque(Bytes::from_static(b"hello")), 2_419_200)
     }
 
     fn send(&mut self, send: Send) -> MessageId {

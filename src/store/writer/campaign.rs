@@ -59,10 +59,7 @@ pub(super) fn put_walk(list: &List, changed: &[Arc<Batch>], rows: &mut Rows, rea
         while let Some(entry) = walk.open.first_entry().filter(|entry| entry.get().done) {
             let first = *entry.key();
             if entry.get().ended {
-                let lane = list.lane(*service);
-                let id = list.message.id;
-                let batch = BatchId::Stretch { commit: id.commit(), place: id.place(), lane, first };
-                rows.delete(reader, family::OUTCOME, key::batch_key(&batch));
+                rows.delete(reader, family::OUTCOME, key::batch_key(&list.stretch(*service, first)));
             }
             entry.remove();
         }

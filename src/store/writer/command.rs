@@ -21,7 +21,7 @@ impl Writer {
     pub(super) fn supersede(&mut self, group: &mut Group) {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
             let pursuit = Pursuit { id, ending: Ending::Skipped, reason: "superseded" };
-            if self.catch(delivery, &pursuit, group.now) != Caught::Done {
+            if let Caught::Busy | Caught::Nowhere = self.catch(delivery, &pursuit, group.now) {
                 self.pursued.insert(delivery, pursuit);
             }
         }
@@ -44,13 +44,13 @@ impl Writer {
             Err(ReadError) => return Caught::Busy,
         };
         if batch.has_ended(delivery.index) {
-            return Caught::Done;
+            return Caught::EndedBefore;
         }
         let list = match ListKey::of_batch(&delivery.batch) {
             None => None,
             Some(key) => match self.store.lists.get(key) {
                 Some(list) if list_state(&list).over.is_none() => Some((key, list)),
-                _ => return Caught::Done,
+                _ => return Caught::EndedBefore,
             },
         };
         let freed = match &list {
@@ -75,7 +75,7 @@ impl Writer {
         let head = if list.is_some() { None } else { self.store.head(pursuit.id).ok().flatten() };
         let waiting = list.as_ref().and_then(|list| self.store.waiting_delivery(delivery, Some(list)).ok().flatten());
         self.ended_by_command(delivery, pursuit, head.as_ref(), list.as_ref(), waiting.as_deref(), now);
-        Caught::Done
+        Caught::Ended
     }
 
     /// Counters and event of a delivery that was ended without having been loaded.
@@ -89,7 +89,6 @@ impl Writer {
         now: UnixMillis,
     ) {
         let Pursuit { id, ending, reason } = *pursuit;
-        self.ended_by_now += 1;
         let entry = head.and_then(|head| head.recipients.iter().find(|recipient| recipient.id == delivery));
         let (app, label, message_ref) = match (head, list) {
             (Some(head), _) => (head.app.clone(), head.label.clone(), head.reference.clone()),
@@ -172,18 +171,27 @@ impl Writer {
             for (key, list) in self.lists_of(&holder) {
                 self.end_list(key, &list, Ending::Cancelled, "cancelled");
             }
-            let reader = self.store.reader()?;
-            let upto = group.next_message();
-            let row = rule_row(&holder, upto, group.now, false);
-            group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
-            drop(reader);
-            self.store.rules.change(|rules| rules.cancelled.insert(holder, upto));
+            self.sweep_until_here(holder, group);
         }
-        // The sweep begins when the rule, and all that waits by itself by now, is on disk.
+        Ok(Done::Done)
+    }
+
+    /// Has the sweep end all that waits on this word up to here: it begins when the rule, and all that waits by itself by now, is on
+    /// disk.
+    pub(super) fn sweep_until_here(&mut self, holder: Holder, group: &mut Group) {
+        self.put_cancellation(holder, false, group);
         self.checkpoint.touch();
         self.checkpoint.forced = true;
         group.cancels = true;
-        Ok(Done::Done)
+    }
+
+    fn put_cancellation(&self, holder: Holder, swept: bool, group: &mut Group) {
+        let upto = group.next_message();
+        group.registry.put(family::META, rule_key("cancel", &holder), rule_row(&holder, upto, group.now, swept));
+        self.store.rules.change(|rules| {
+            rules.erasing |= holder.erases();
+            rules.cancelled.insert(holder, upto)
+        });
     }
 
     pub(super) fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
@@ -202,13 +210,7 @@ impl Writer {
         self.checkpoint.forced |= self.checkpoint.dirty();
         if busy {
             // What is in flight is let finish; if it would be tried again, it ends instead.
-            let holder = Holder::Message(head.id);
-            let reader = self.store.reader()?;
-            let upto = group.next_message();
-            let row = rule_row(&holder, upto, group.now, true);
-            group.rows.put(&reader, family::META, rule_key("cancel", &holder), row);
-            drop(reader);
-            self.store.rules.change(|rules| rules.cancelled.insert(holder, upto));
+            self.put_cancellation(Holder::Message(head.id), true, group);
         }
         Ok(())
     }
@@ -373,8 +375,8 @@ pub(super) struct Pursuit {
 /// What came of ending it.
 #[derive(PartialEq)]
 pub(super) enum Caught {
-    /// It has ended, now or before.
-    Done,
+    Ended,
+    EndedBefore,
     /// Somebody is busy with it.
     Busy,
     /// There is no such row: it came in the batch that is being made, or is long gone.

@@ -177,8 +177,6 @@ pub struct Writer {
     next_serial: HashMap<Service, u64>,
     /// Campaigns that are over and have met everybody: what ended with them is to be told.
     walked_out: Vec<ListKey>,
-    /// Deliveries that commands have ended so far.
-    ended_by_now: u64,
     /// What is to end as soon as nobody is busy with it.
     pursued: HashMap<DeliveryId, Pursuit>,
     last_checkpoint: Instant,
@@ -279,7 +277,6 @@ impl Writer {
             releasing,
             next_serial,
             walked_out: Vec::new(),
-            ended_by_now: 0,
             pursued: HashMap::new(),
             last_checkpoint: Instant::now(),
             last_first_rows: Instant::now(),

@@ -1,8 +1,6 @@
 //! What waits for a person: messages with `when: offline` while their account is online, `mark_read`, and fallbacks. Presence and
 //! parking are decided here, by one thread.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use crate::clock;
@@ -33,8 +31,7 @@ impl Writer {
         group: &Group,
     ) -> Done {
         let mut told = None;
-        let named = who.app.clone();
-        for app in named.iter().chain(apps.iter().filter(|_| who.app.is_none())) {
+        for app in who.apps(apps) {
             let Some(number) = self.store.registry.app(app) else { continue };
             let hash = account_hash(number, &who.account);
             let lease = lease.map(|seconds| (seconds * 1_000.0) as u64);
@@ -68,8 +65,7 @@ impl Writer {
 
     /// Withdraws what of a message or a topic has not left yet for an account: it has been read.
     pub(super) fn take_mark_read(&mut self, who: &Whose, what: &Read, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
-        let named = who.app.clone();
-        let of: Vec<Arc<str>> = named.iter().chain(apps.iter().filter(|_| who.app.is_none())).cloned().collect();
+        let of = who.apps(apps);
         let mut withdrawn = 0;
         match what {
             Read::Message(id) => {
@@ -90,9 +86,9 @@ impl Writer {
             }
             Read::Topic(topic) => {
                 for app in of {
-                    let Some(number) = self.store.registry.app(&app) else { continue };
+                    let Some(number) = self.store.registry.app(app) else { continue };
                     for known in self.store.account_subscriptions(number, &who.account)? {
-                        if let Some((delivery, id)) = self.waiting_topic(&app, known.key, known.id, topic, group)? {
+                        if let Some((delivery, id)) = self.waiting_topic(app, known.key, known.id, topic, group)? {
                             withdrawn += self.withdraw(delivery, id, group.now);
                         }
                     }
@@ -104,9 +100,9 @@ impl Writer {
 
     fn withdraw(&mut self, delivery: DeliveryId, id: MessageId, now: UnixMillis) -> u64 {
         let pursuit = Pursuit { id, ending: Ending::Cancelled, reason: "read" };
-        let before = self.ended_by_now;
         match self.catch(delivery, &pursuit, now) {
-            Caught::Done => u64::from(self.ended_by_now > before),
+            Caught::Ended => 1,
+            Caught::EndedBefore => 0,
             // In flight: if it would be tried again, it ends instead.
             Caught::Busy | Caught::Nowhere => {
                 self.pursued.insert(delivery, pursuit);

@@ -18,7 +18,6 @@ use crate::store::registry::account_hash;
 use crate::store::registry::row::{self, App, Detail, Kind, Posting, Subscription};
 use crate::store::writer::Writer;
 use crate::store::writer::event::{Event, What};
-use crate::store::writer::rows::{rule_key, rule_row};
 use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, Store, family, number};
 
@@ -275,8 +274,8 @@ impl Writer {
     }
 
     pub(super) fn take_account(&mut self, who: &Whose, enabled: bool, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
-        for app in of_socket(who, apps) {
-            let number = self.app(&app)?;
+        for app in who.apps(apps) {
+            let number = self.app(app)?;
             self.switch(number, &who.account, enabled, group)?;
         }
         Ok(Done::Updated)
@@ -322,8 +321,8 @@ impl Writer {
         let (mut removed, mut ids, mut accounts) = (0, Vec::new(), Vec::new());
         match erase {
             Erase::Account(who) => {
-                for app in of_socket(who, apps) {
-                    let number = self.app(&app)?;
+                for app in who.apps(apps) {
+                    let number = self.app(app)?;
                     for key in self.account_keys(number, &who.account, group)? {
                         if let Some(old) = self.stored(key, group)? {
                             ids.push(old.id());
@@ -337,7 +336,7 @@ impl Writer {
                     accounts.push(hash);
                     crate::store::live::lock(&self.store.presence).forget(hash);
                     group.registry.delete(family::INDEX, row::presence_key(hash));
-                    self.cancel_all(Holder::Account(hash), group)?;
+                    self.sweep_until_here(Holder::Account(hash), group);
                 }
             }
             Erase::Subscription(id) => {
@@ -349,7 +348,7 @@ impl Writer {
             }
         }
         for id in &ids {
-            self.cancel_all(Holder::Subscription(subscription_hash(*id)), group)?;
+            self.sweep_until_here(Holder::Subscription(subscription_hash(*id)), group);
         }
         let account = match erase {
             Erase::Account(who) => Some(&*who.account),
@@ -357,21 +356,6 @@ impl Writer {
         };
         self.store.erasures.add(ids, accounts, account, reply);
         Ok(Done::Erased { removed })
-    }
-
-    /// What waits on this word is ended by the sweep, up to here.
-    fn cancel_all(&mut self, holder: Holder, group: &mut Group) -> Result<(), Failure> {
-        let upto = group.next_message();
-        let row = rule_row(&holder, upto, group.now, false);
-        group.registry.put(family::META, rule_key("cancel", &holder), row);
-        self.store.rules.change(|rules| {
-            rules.erasing = true;
-            rules.cancelled.insert(holder, upto)
-        });
-        self.checkpoint.touch();
-        self.checkpoint.forced = true;
-        group.cancels = true;
-        Ok(())
     }
 
     // ---- whom a message goes to ----
@@ -588,14 +572,6 @@ pub fn feedback_counts(row: &Bytes) -> [u64; 3] {
         *count = u64::from_be_bytes(bytes.try_into().expect("eight bytes"));
     }
     counts
-}
-
-/// The apps that an account is looked for in.
-fn of_socket(who: &Whose, apps: &Apps) -> Vec<std::sync::Arc<str>> {
-    match &who.app {
-        Some(app) => vec![app.clone()],
-        None => apps.to_vec(),
-    }
 }
 
 fn no_subscription() -> Failure {

@@ -263,13 +263,6 @@ pub struct StoredRule {
     pub swept: bool,
 }
 
-impl StoredRule {
-    /// Whether it ends what belongs to somebody who is erased.
-    pub fn erases(&self) -> bool {
-        matches!(self.holder, Holder::Account(_) | Holder::Subscription(_))
-    }
-}
-
 /// Reads a rule's row.
 pub fn read_rule(row: Bytes) -> Result<StoredRule, record::Corrupt> {
     let mut take = Take::versioned(row)?;
@@ -318,7 +311,7 @@ pub(super) fn load_rules(store: &Store) -> Result<(), ReadError> {
     reader.scan(family::META, b"cancel/", b"cancel0", |_, value| {
         match read_rule(Bytes::copy_from_slice(value)) {
             Ok(rule) => {
-                rules.erasing |= rule.erases();
+                rules.erasing |= rule.holder.erases();
                 rules.cancelled.insert(rule.holder, rule.upto);
             }
             Err(record::Corrupt) => store.corrupt(family::META),

@@ -117,7 +117,6 @@ impl Writer {
             }
             ended => ended,
         };
-        let erased = self.store.rules.load().erases(delivery.message.id, &delivery.recipient);
         // Of a campaign: known from its claim on, and kept from here on.
         if let Some((_, list)) = list.as_ref().filter(|(_, list)| list.wanted.is_some() && what != Settlement::Back)
             && batch.is_waiting(delivery.id.index)
@@ -149,6 +148,7 @@ impl Writer {
                 let key = key.or(delivery.recipient.key).or_else(|| self.settings.first_keys.get(&delivery.message.app).copied());
                 let service = delivery.recipient.service;
                 self.ended(1, ending, &delivery.message.app, delivery.message.label.as_ref(), service, key, now);
+                let erased = self.store.rules.load().erases(delivery.message.id, &delivery.recipient);
                 let subscription = || delivery.recipient.subscription_id();
                 self.tell_watch(&delivery, ending, status, reason);
                 self.event(&Event {
