@@ -46,7 +46,7 @@ async fn answer_one(
     let _in_flight = state.begin(origin);
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, BODY_MAX).collect().await.map_err(io::Error::other)?.to_bytes();
-    let answer = match state.handle(Arrival { origin, connection, parts: &parts, body: &body }) {
+    let answer = match state.judge(Arrival::now(origin, connection, parts, body)).await {
         Reply::Answer(answer) => answer,
         Reply::CloseInAnswer => return Ok(answer::broken_response()),
         Reply::Stall => pending().await,

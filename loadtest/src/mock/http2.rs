@@ -162,7 +162,7 @@ async fn answer_one(
 }
 
 async fn reply(
-    state: &State,
+    state: &Arc<State>,
     origin: usize,
     connection: u64,
     request: Request<RecvStream>,
@@ -170,7 +170,7 @@ async fn reply(
 ) -> Result<End, h2::Error> {
     let (parts, mut incoming) = request.into_parts();
     let body = collect(&mut incoming).await?;
-    let answer = match state.handle(Arrival { origin, connection, parts: &parts, body: &body }) {
+    let answer = match state.judge(Arrival::now(origin, connection, parts, body)).await {
         Reply::Answer(answer) => answer,
         Reply::CloseInAnswer => return say(answer::broken_response(), respond).await,
         Reply::Stall => {

@@ -114,6 +114,8 @@ impl Mock {
         let Options { listeners, port, admin_port, verify_every, keep, threads, hosts } = options;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads.max(1))
+            // They decrypt: [`State::judge`].
+            .max_blocking_threads(threads.max(1))
             .thread_name("mock")
             .enable_all()
             .build()?;
