@@ -307,6 +307,7 @@ impl Daemon {
             padding: config.encrypt.padding > 0,
             stop: stop_outcome.clone(),
             complaints: Default::default(),
+            counted: Default::default(),
         };
         let beat = beats.beat("outcome");
         let outcome = spawn("outcome", move || the_outcome.run(beat))?;

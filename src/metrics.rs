@@ -2,15 +2,17 @@
 //! Counting is done in the loops; what is a level is set by [`level`] and [`plain_level`], which the
 //! daemon calls every second.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 use crate::ingest::request::Code;
-use crate::message::{Answer, Answered, Ending};
+use crate::message::{Answer, Answered, Ending, Service};
+use crate::store::Services;
 
 /// Buckets of all durations, in seconds: from a fifth of a millisecond to a minute.
 const SECONDS: [f64; 16] = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
@@ -80,7 +82,7 @@ fn describe() {
 
 /// A line was read.
 pub fn lines(n: u64) {
-    static LINES: OnceLock<metrics::Counter> = OnceLock::new();
+    static LINES: OnceLock<Counter> = OnceLock::new();
     LINES.get_or_init(|| counter!("fanfare_lines_total")).increment(n);
 }
 
@@ -95,32 +97,63 @@ pub fn rejected(code: Code) {
     counter!("fanfare_rejected_total", "code" => code.as_str()).increment(1);
 }
 
-/// Deliveries have ended.
-pub fn ended(service: &str, ending: Ending, n: u64) {
-    counter!("fanfare_deliveries_total", "service" => service.to_owned(), "outcome" => ending.as_str()).increment(n);
+/// What the outcome thread counts for each answer. A metric is looked up by name and labels once, not for each answer.
+#[derive(Default)]
+pub struct Answers {
+    classes: HashMap<(Service, &'static str), Counter>,
+    /// `fanfare_delivery_seconds` and `fanfare_request_seconds`.
+    seconds: HashMap<Service, [Histogram; 2]>,
 }
 
-/// A push service answered, or did not.
-pub fn answered(service: &str, answered: &Answered) {
-    let class = match &answered.answer {
-        Answer::Response { status, .. } => match status.as_u16() / 100 {
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            5 => "5xx",
-            _ => "other",
-        },
-        Answer::NotConnected(_) => "not_connected",
-        Answer::Lost(_) => "lost",
-        Answer::TooLate => "too_late",
-        Answer::Stopped => "stopped",
-    };
-    counter!("fanfare_answers_total", "service" => service.to_owned(), "class" => class).increment(1);
-    if class == "2xx" {
-        let began = answered.delivery.message.id.created().max(answered.delivery.message.at);
-        let waited = crate::clock::now().since(began) as f64 / 1_000.0;
-        histogram!("fanfare_delivery_seconds", "service" => service.to_owned()).record(waited);
-        histogram!("fanfare_request_seconds", "service" => service.to_owned()).record(answered.latency_micros as f64 / 1e6);
+impl Answers {
+    /// A push service answered, or did not.
+    pub fn count(&mut self, services: &Services, answered: &Answered) {
+        let service = answered.delivery.recipient.service;
+        let class = match &answered.answer {
+            Answer::Response { status, .. } => match status.as_u16() / 100 {
+                2 => "2xx",
+                3 => "3xx",
+                4 => "4xx",
+                5 => "5xx",
+                _ => "other",
+            },
+            Answer::NotConnected(_) => "not_connected",
+            Answer::Lost(_) => "lost",
+            Answer::TooLate => "too_late",
+            Answer::Stopped => "stopped",
+        };
+        let counter = self.classes.entry((service, class)).or_insert_with(
+            || counter!("fanfare_answers_total", "service" => services.name(service).to_string(), "class" => class),
+        );
+        counter.increment(1);
+        if class == "2xx" {
+            let began = answered.delivery.message.id.created().max(answered.delivery.message.at);
+            let waited = crate::clock::now().since(began) as f64 / 1_000.0;
+            let [delivery, request] = self.seconds.entry(service).or_insert_with(|| {
+                let name = services.name(service).to_string();
+                [
+                    histogram!("fanfare_delivery_seconds", "service" => name.clone()),
+                    histogram!("fanfare_request_seconds", "service" => name),
+                ]
+            });
+            delivery.record(waited);
+            request.record(answered.latency_micros as f64 / 1e6);
+        }
+    }
+}
+
+/// What the writer counts for each delivery that ends; looked up once, as [`Answers`].
+#[derive(Default)]
+pub struct Endings(HashMap<(Service, Ending), Counter>);
+
+impl Endings {
+    /// Deliveries have ended.
+    pub fn count(&mut self, services: &Services, service: Service, ending: Ending, n: u64) {
+        let counter = self.0.entry((service, ending)).or_insert_with(|| {
+            let name = services.name(service).to_string();
+            counter!("fanfare_deliveries_total", "service" => name, "outcome" => ending.as_str())
+        });
+        counter.increment(n);
     }
 }
 
@@ -145,8 +178,9 @@ pub fn checkpoint(since: Duration) {
 }
 
 /// A slice was sealed.
-pub fn sealed(took: Duration, _n: usize) {
-    histogram!("fanfare_encrypt_seconds").record(took.as_secs_f64());
+pub fn sealed(took: Duration) {
+    static SECONDS: OnceLock<Histogram> = OnceLock::new();
+    SECONDS.get_or_init(|| histogram!("fanfare_encrypt_seconds")).record(took.as_secs_f64());
 }
 
 /// Sets a level with one label.

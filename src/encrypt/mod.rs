@@ -185,7 +185,7 @@ impl Worker {
                 }
             }
         }
-        metrics::sealed(started.elapsed(), sealed.len());
+        metrics::sealed(started.elapsed());
         shared.pool.post(sealed);
     }
 }

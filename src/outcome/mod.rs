@@ -5,8 +5,8 @@ pub mod retry_after;
 pub mod verdict;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -19,12 +19,14 @@ use crate::outcome::verdict::{CONCERN_THE_OPERATOR, Case, last_error, reason, ve
 use crate::schedule::backoff::{Bounds, retry_at};
 use crate::schedule::lane::Heard;
 use crate::schedule::origins::Table;
-use crate::store::live::lock;
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{Origins, Store};
 
 /// Answers that are settled in one slice.
 const SLICE: usize = 256;
+/// The pause after a slice that was not full: what comes meanwhile is settled together, where each answer by itself would wake
+/// this thread, the writer and the scheduler. Nothing that is sent waits for it but the next of a service whose window is full.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What the outcome thread works with.
 pub struct Outcome {
@@ -40,7 +42,8 @@ pub struct Outcome {
     pub padding: bool,
     /// Set when everything that was posted is answered.
     pub stop: Arc<AtomicBool>,
-    pub complaints: Mutex<Complaints>,
+    pub complaints: Complaints,
+    pub counted: metrics::Answers,
 }
 
 /// Keeps the log readable when a push service refuses thousands a second: one line a second for each reason, with the count.
@@ -70,7 +73,7 @@ impl Complaints {
 
 impl Outcome {
     /// Works until `stop` is set and nothing is left.
-    pub fn run(self, progress: impl Fn()) {
+    pub fn run(mut self, progress: impl Fn()) {
         loop {
             progress();
             let first = match self.answers.recv_timeout(Duration::from_millis(200)) {
@@ -86,18 +89,18 @@ impl Outcome {
             {
                 settled.push(self.settle(answered, now));
             }
+            let full = settled.len() == SLICE;
             // The writer ends after this thread; a full bell has rung already.
             let _ended = self.settles.send(Settle::Slice(settled));
             let _rung = self.wake.try_send(());
+            if !full {
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 
-    fn complain(&self, reason: &'static str, now: UnixMillis) -> Option<u64> {
-        lock(&self.complaints).tell(reason, now)
-    }
-
     /// What becomes of one delivery.
-    pub fn settle(&self, answered: Answered, now: UnixMillis) -> Settled {
+    fn settle(&mut self, answered: Answered, now: UnixMillis) -> Settled {
         let service = answered.delivery.recipient.service;
         let keys = self.tokens.keys(&answered.delivery.message.app);
         let signed = keys.iter().position(|key| *key == answered.key);
@@ -105,14 +108,14 @@ impl Outcome {
         let other_key = (0..keys.len().min(8)).any(|index| tried >> index & 1 == 0);
         let (verdict, blame) = verdict(&Case::of(&answered, self.padding, other_key, now));
         let error = last_error(&answered.answer);
-        metrics::answered(&self.store.services.name(service), &answered);
+        self.counted.count(&self.store.services, &answered);
         let heard = Heard::of(&answered.answer, blame);
         self.origins.answered(service, &answered.origin, now, heard, error);
         match blame {
             Blame::Service { not_before } => self.origins.close_service(service, now, not_before, error.unwrap_or("throttled")),
             Blame::Sender => {
                 let remade = self.tokens.remake(&answered.delivery.message.app, answered.key, &answered.origin, now);
-                if let Some(left_out) = self.complain("token", now) {
+                if let Some(left_out) = self.complaints.tell("token", now) {
                     tracing::error!(
                         host = answered.origin.host(),
                         app = %answered.delivery.message.app,
@@ -133,7 +136,7 @@ impl Outcome {
         let what = match verdict {
             Verdict::Ended { ending, reason } => {
                 if CONCERN_THE_OPERATOR.contains(&reason)
-                    && let Some(left_out) = self.complain(reason, now)
+                    && let Some(left_out) = self.complaints.tell(reason, now)
                 {
                     tracing::warn!(
                         host = origin.host(),

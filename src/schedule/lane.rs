@@ -14,6 +14,11 @@ use crate::message::{Answer, Blame, Rank, UnixMillis};
 pub const WINDOW_START: usize = 32;
 /// What a window of good answers adds once there has been trouble.
 pub const WINDOW_STEP: usize = 8;
+/// Places that are handed out together at least, where the window is large enough: deliveries that are read and sealed together
+/// cost less, and answers come one by one.
+const TOGETHER: usize = 64;
+/// ... and the share of the window that this is at most.
+const TOGETHER_SHARE: usize = 8;
 /// The wait before the first probe (DESIGN 2.2).
 pub const PROBE_DELAY_MIN_MILLIS: u64 = 1_000;
 /// Where its doubling ends; also how long a probe may stay unheard of before another one is sent (DESIGN 2.2).
@@ -142,6 +147,15 @@ impl Health {
             // A clock that was put back is no reason to wait for the old time to come round again.
             State::Closed { since, probe_at, .. } => usize::from(now >= probe_at || now < since),
             State::Probing { since, .. } => usize::from(now >= since.plus(PROBE_DELAY_MAX_MILLIS) || now < since),
+        }
+    }
+
+    /// As [`Health::may_send`], but of normal rank none until enough are free for a batch.
+    pub fn may_send_together(&self, now: UnixMillis, capacity: usize, rank: Rank) -> usize {
+        let free = self.may_send(now, capacity, rank);
+        match self.state {
+            State::Open { window, .. } if rank == Rank::Normal => together(free, window.min(capacity)),
+            _ => free,
         }
     }
 
@@ -296,6 +310,12 @@ impl Health {
     }
 }
 
+/// The places of a window of `limit` that are handed out now, of so many that are `free`: none until enough are for a batch. It
+/// cannot stay so, for fewer than a batch are free only while others are in flight, whose return is heard of.
+pub(super) fn together(free: usize, limit: usize) -> usize {
+    if free < (limit / TOGETHER_SHARE).min(TOGETHER) { 0 } else { free }
+}
+
 /// The window after trouble: half of what was in use. Little use halves the start window instead, so that a 5xx on a quiet day
 /// does not leave an origin with a window of one.
 fn halved(window: usize, in_flight: usize) -> usize {
@@ -413,6 +433,32 @@ mod tests {
             health.answered(NOW, Heard::Answer, None);
         }
         assert_eq!(health.shown().window, WINDOW_START);
+    }
+
+    #[test]
+    fn places_of_normal_rank_are_handed_out_for_a_batch_or_not_at_all() {
+        let mut health = Health::new();
+        health.state = State::Open { window: 1_024, good: 0, recovering: 0 };
+        let normal = |health: &Health| health.may_send_together(NOW, PLENTY, Rank::Normal);
+        let all = health.may_send(NOW, PLENTY, Rank::Normal);
+        assert_eq!(normal(&health), all);
+        health.sent(NOW, all - TOGETHER + 1);
+        assert_eq!(health.may_send(NOW, PLENTY, Rank::Normal), TOGETHER - 1);
+        assert_eq!(normal(&health), 0, "one too few");
+        assert!(health.may_send_together(NOW, PLENTY, Rank::High) >= TOGETHER, "an urgent one does not wait for company");
+        health.answered(NOW, Heard::Answer, None);
+        assert_eq!(normal(&health), TOGETHER);
+    }
+
+    proptest! {
+        #[test]
+        fn waiting_for_a_batch_never_wedges(window in 1usize..2_000, capacity in 1usize..2_000, in_flight in 0usize..2_000) {
+            let mut health = Health::new();
+            health.state = State::Open { window, good: 0, recovering: 0 };
+            health.in_flight = in_flight;
+            let (one, together) = (health.may_send(NOW, capacity, Rank::Normal), health.may_send_together(NOW, capacity, Rank::Normal));
+            prop_assert!(together == one || together == 0 && in_flight > 0, "{together} of {one} places, {in_flight} in flight");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use crate::message::{Origin, Rank, Service, UnixMillis};
-use crate::schedule::lane::{Health, Heard, Shown};
+use crate::schedule::lane::{Health, Heard, Shown, together};
 use crate::store::live::lock;
 
 /// Deliveries that a service with several origins has in the pipeline at most; a tenth is kept for urgent ones.
@@ -54,13 +54,13 @@ impl Table {
         Table { origins: Mutex::default(), capacity: Box::new(capacity), most }
     }
 
-    /// How many more may be handed out to a service that has this one origin.
+    /// How many more may be handed out to a service that has this one origin; of normal rank, enough for a batch or none.
     pub fn may_send(&self, origin: &Origin, now: UnixMillis, rank: Rank) -> usize {
         let capacity = self.capacity(origin);
         let state = lock(&self.origins);
         match state.origins.get(origin) {
-            Some(entry) => entry.health.may_send(now, capacity, rank),
-            None => Health::new().may_send(now, capacity, rank),
+            Some(entry) => entry.health.may_send_together(now, capacity, rank),
+            None => Health::new().may_send_together(now, capacity, rank),
         }
     }
 
@@ -84,10 +84,13 @@ impl Table {
         lock(&self.origins).origins.get(origin).map_or(now, |entry| entry.health.comes_again(now))
     }
 
-    /// How many more may be handed out to a service with several origins.
+    /// How many more may be handed out to a service with several origins; of normal rank, enough for a batch or none.
     pub fn service_may_send(&self, service: Service, rank: Rank) -> usize {
-        let limit = if rank == Rank::High { SERVICE_WINDOW } else { SERVICE_WINDOW - SERVICE_WINDOW / 10 };
-        limit.saturating_sub(lock(&self.origins).services.get(&service).copied().unwrap_or(0))
+        let sent = lock(&self.origins).services.get(&service).copied().unwrap_or(0);
+        match rank {
+            Rank::High => SERVICE_WINDOW.saturating_sub(sent),
+            Rank::Normal => together((SERVICE_WINDOW - SERVICE_WINDOW / 10).saturating_sub(sent), SERVICE_WINDOW),
+        }
     }
 
     /// A run was handed out: `n` are in the pipeline; counted at its origin too, if the service has one.

@@ -45,6 +45,7 @@ use crate::clock;
 use crate::ingest::request::EventType;
 use crate::limits::CHECKPOINT_OUTCOMES;
 use crate::message::{BatchId, Delivery, DeliveryId, Ending, KeyId, Service, SubscriptionId, SubscriptionKey, UnixMillis};
+use crate::metrics;
 use crate::store::commit::{Apps, Writes};
 use crate::store::key::{DueKey, Waiting};
 use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};
@@ -160,6 +161,12 @@ pub struct Settings {
     pub grace: u64,
 }
 
+/// How long what was settled may wait for more of it, so that answers that come one by one do not wake the writer one by one. It is
+/// short beside the checkpoint that makes it count.
+const SETTLE_PAUSE: Duration = Duration::from_millis(2);
+/// Unless so many wait already.
+const SETTLES_WAITING: usize = 64;
+
 /// The writer's state.
 pub struct Writer {
     store: Arc<Store>,
@@ -172,6 +179,7 @@ pub struct Writer {
     next_commit: u64,
     checkpoint: Checkpoint,
     stats: Stats,
+    endings: metrics::Endings,
     releasing: VecDeque<Holder>,
     /// The next subscription of each service gets this number.
     next_serial: HashMap<Service, u64>,
@@ -179,6 +187,8 @@ pub struct Writer {
     walked_out: Vec<ListKey>,
     /// What is to end as soon as nobody is busy with it.
     pursued: HashMap<DeliveryId, Pursuit>,
+    /// When it last began to do what there was to do.
+    last_turn: Instant,
     last_checkpoint: Instant,
     last_first_rows: Instant,
     /// Pending deliveries as of the last checkpoint, plus commits since.
@@ -274,10 +284,12 @@ impl Writer {
             next_commit,
             checkpoint: Checkpoint::default(),
             stats: Stats::default(),
+            endings: metrics::Endings::default(),
             releasing,
             next_serial,
             walked_out: Vec::new(),
             pursued: HashMap::new(),
+            last_turn: Instant::now(),
             last_checkpoint: Instant::now(),
             last_first_rows: Instant::now(),
             pending_synced: pending,
@@ -310,6 +322,7 @@ impl Writer {
         loop {
             progress();
             self.wait();
+            self.last_turn = Instant::now();
             if self.turn()? {
                 return Ok(());
             }
@@ -352,6 +365,14 @@ impl Writer {
         let patience = freed.map_or(patience, |freed| patience.min(freed));
         // Only readiness is waited for: `settle_all` and `collect` take what is there.
         let mut select = crossbeam_channel::Select::new();
+        let pause = SETTLE_PAUSE.saturating_sub(self.last_turn.elapsed());
+        if !pause.is_zero() && self.full.is_none() && self.settles.len() < SETTLES_WAITING {
+            select.recv(&self.commits);
+            if select.ready_timeout(pause.min(patience)).is_ok() {
+                return;
+            }
+            select = crossbeam_channel::Select::new();
+        }
         select.recv(&self.settles);
         if self.full.is_none() {
             select.recv(&self.commits);

@@ -8,7 +8,6 @@ use crossbeam_channel::TryRecvError;
 use crate::clock;
 use crate::limits::CHECKPOINT_OUTCOMES;
 use crate::message::{Delivery, Ending, KeyId, Recipient, Registered, Service, SubscriptionId, UnixMillis};
-use crate::metrics;
 use crate::store::key::{self, DueKey};
 use crate::store::live::{Batch, Holder, List, ListKey, lock};
 use crate::store::record::{self, Counts};
@@ -376,7 +375,7 @@ impl Writer {
         // Only the writer changes it. A commit that was refused for want of space and is on disk all the same was never counted.
         let pending = self.store.pending.load(Ordering::Relaxed).saturating_sub(count);
         self.store.pending.store(pending, Ordering::Relaxed);
-        metrics::ended(&self.store.services.name(service), ending, count);
+        self.endings.count(&self.store.services, service, ending, count);
         let mut counts = Counts::default();
         counts.ended[ending as usize - 1] = count;
         self.stats.ended(&self.store, StatsKey::new(now, app, label, service, key), &counts);
