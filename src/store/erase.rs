@@ -1,28 +1,41 @@
 //! Erasures on their way: the writer removes what belongs to somebody at once; what waits is ended, and what the logs say is blanked,
 //! by the sweep, which tells the counts to who asked.
+//!
+//! Promise: an erasure that was answered is finished, whatever happens. Each has a row, written in the commit that removes and
+//! dropped by the checkpoint that blanks the last of the logs; a start goes on with those that are left, from the beginning of the
+//! logs: to blank a second time changes nothing. The row names whom it is about by hashes alone.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::message::{AccountHash, SubscriptionId};
-use crate::store::live::{Holder, lock, subscription_hash};
+use crate::message::SubscriptionId;
+use crate::store::live::{Holder, Upto, lock, subscription_hash};
 use crate::store::record::{self, Put, Take};
+use crate::store::registry::account_hash;
+use crate::store::registry::row::App;
 
 /// Those that are not finished.
 #[derive(Default)]
 pub struct Erasures(Mutex<Vec<Erasure>>, Mutex<Compaction>);
 
-/// When the files are to be written anew.
+/// When the files are to be written anew. That, too, has a row, [`COMPACTION_ROW`].
 #[derive(Default)]
 struct Compaction {
     wanted: Option<Instant>,
     last: Option<Instant>,
+    /// It was done, and the row is still there.
+    done: bool,
 }
+
+/// Key in `meta`: what was erased is still in files.
+pub(super) const COMPACTION_ROW: &[u8] = b"erased";
 
 /// So long after an erasure what it changed is on disk, and others that come with it are in.
 const COMPACTION_DELAY: Duration = Duration::from_secs(5);
@@ -39,29 +52,26 @@ pub struct Swept {
 
 /// Somebody who is erased.
 pub struct Erasure {
-    ids: Vec<SubscriptionId>,
-    texts: Vec<String>,
-    account: Option<String>,
-    accounts: Vec<AccountHash>,
-    waits_for: Vec<Holder>,
+    /// Key of its row in `meta`.
+    pub(super) row: Vec<u8>,
+    /// An account, and its browsers; or a browser.
+    pub(super) whom: Vec<Holder>,
+    /// Of whom the sweep has still to end what waits, and the message up to which.
+    waits_for: HashMap<Holder, Upto>,
     cancelled: u64,
-    reply: oneshot::Sender<Swept>,
+    /// Nobody waits for what was begun before the start.
+    reply: Option<oneshot::Sender<Swept>>,
 }
 
 impl Erasures {
-    /// Has the logs blanked of these once their cancellations are swept. The reply comes when that is done.
-    pub(super) fn add(
-        &self,
-        ids: Vec<SubscriptionId>,
-        accounts: Vec<AccountHash>,
-        account: Option<&str>,
-        reply: oneshot::Sender<Swept>,
-    ) {
-        let mut waits_for: Vec<Holder> = ids.iter().map(|id| Holder::Subscription(subscription_hash(*id))).collect();
-        waits_for.extend(accounts.iter().copied().map(Holder::Account));
-        let texts = ids.iter().map(|id| URL_SAFE_NO_PAD.encode(id.0)).collect();
-        let account = account.map(str::to_owned);
-        lock(&self.0).push(Erasure { ids, texts, account, accounts, waits_for, cancelled: 0, reply });
+    /// Has the logs blanked of somebody once the cancellations are swept.
+    pub(super) fn add(&self, erasure: Erasure) {
+        lock(&self.0).push(erasure);
+    }
+
+    /// The rows of all of them.
+    pub(super) fn rows(&self) -> Vec<Vec<u8>> {
+        lock(&self.0).iter().map(|erasure| erasure.row.clone()).collect()
     }
 
     pub(super) fn want_compaction(&self) {
@@ -74,22 +84,29 @@ impl Erasures {
         let waited = compaction.wanted.is_some_and(|since| since.elapsed() >= COMPACTION_DELAY);
         let due = waited && compaction.last.is_none_or(|last| last.elapsed() >= COMPACTION_EVERY);
         if due {
-            *compaction = Compaction { wanted: None, last: Some(Instant::now()) };
+            *compaction = Compaction { wanted: None, last: Some(Instant::now()), done: false };
         }
         due
     }
 
-    /// A cancellation has been swept.
-    pub(super) fn swept(&self, holder: &Holder, cancelled: u64) {
-        for erasure in lock(&self.0).iter_mut().filter(|erasure| erasure.waits_for.contains(holder)) {
-            erasure.waits_for.retain(|known| known != holder);
-            erasure.cancelled += cancelled;
-        }
+    pub(super) fn compacted(&self) {
+        lock(&self.1).done = true;
     }
 
-    /// Those whose logs could not be read are looked at again.
-    pub(super) fn give_back(&self, erasures: Vec<Erasure>) {
-        lock(&self.0).extend(erasures);
+    /// Whether the files hold nothing any more of who was erased, told once.
+    pub(super) fn clean(&self) -> bool {
+        let mut compaction = lock(&self.1);
+        std::mem::take(&mut compaction.done) && compaction.wanted.is_none()
+    }
+
+    /// A cancellation has been swept, up to this message.
+    pub(super) fn swept(&self, holder: &Holder, upto: Upto, cancelled: u64) {
+        for erasure in lock(&self.0).iter_mut() {
+            if erasure.waits_for.get(holder).is_some_and(|wanted| *wanted <= upto) {
+                erasure.waits_for.remove(holder);
+                erasure.cancelled += cancelled;
+            }
+        }
     }
 
     /// Those for which nothing waits any more.
@@ -99,43 +116,86 @@ impl Erasures {
 }
 
 impl Erasure {
-    /// A row of the event log without the names of who is erased, and in how many events they stood; None: in none.
-    pub(super) fn blank_events(&self, row: &[u8]) -> Option<(Vec<u8>, u64)> {
-        let text = std::str::from_utf8(row.get(5..)?).ok()?;
-        let account = self.account.as_ref().and_then(|account| serde_json::to_string(account).ok());
-        let met = self.texts.iter().any(|id| text.contains(id.as_str())) || account.is_some_and(|name| text.contains(&name));
-        if !met {
-            return None;
+    /// One whose rules are not swept yet.
+    pub(super) fn new(row: Vec<u8>, rules: &[(Holder, Upto)], reply: oneshot::Sender<Swept>) -> Erasure {
+        let whom = rules.iter().map(|(holder, _)| holder.clone()).collect();
+        Erasure { row, whom, waits_for: rules.iter().cloned().collect(), cancelled: 0, reply: Some(reply) }
+    }
+
+    /// One that the last run has left; of its rules these are not swept yet.
+    pub(super) fn left(row: Vec<u8>, whom: Vec<Holder>, unswept: HashMap<Holder, Upto>) -> Erasure {
+        Erasure { row, whom, waits_for: unswept, cancelled: 0, reply: None }
+    }
+
+    /// Tells who asked.
+    pub(super) fn done(self, blanked: u64) {
+        // Nobody may wait for it any more.
+        let _gone = self.reply.map(|reply| reply.send(Swept { cancelled: self.cancelled, blanked }));
+    }
+}
+
+/// Everybody whom the logs are blanked of in one go, with the place of the erasure.
+pub(super) struct Whom(HashMap<Holder, usize>);
+
+/// Of an event: whom it is about.
+#[derive(Deserialize)]
+struct Names<'a> {
+    app: Option<String>,
+    account: Option<String>,
+    subscription_id: Option<&'a str>,
+}
+
+impl Whom {
+    pub(super) fn of(erasures: &[Erasure]) -> Whom {
+        let mut whom = HashMap::new();
+        for (place, erasure) in erasures.iter().enumerate() {
+            for holder in &erasure.whom {
+                whom.entry(holder.clone()).or_insert(place);
+            }
         }
-        let mut blanked = 0;
+        Whom(whom)
+    }
+
+    fn subscription(&self, id: SubscriptionId) -> Option<usize> {
+        self.0.get(&Holder::Subscription(subscription_hash(id))).copied()
+    }
+
+    /// A row of the event log without the names of who is erased; None: they are not in it. The events that they stood in are
+    /// added to `blanked`, erasure by erasure.
+    pub(super) fn blank_events(&self, row: &[u8], app: impl Fn(&str) -> Option<App>, blanked: &mut [u64]) -> Option<Vec<u8>> {
+        let text = std::str::from_utf8(row.get(5..)?).ok()?;
+        let mut met = false;
         let mut out = row[..5].to_vec();
         for (index, line) in text.split('\n').enumerate() {
             if index > 0 {
                 out.push(b'\n');
             }
-            match self.blank(line) {
-                Some(line) => {
-                    blanked += 1;
+            match self.blank(line, &app) {
+                Some((place, line)) => {
+                    met = true;
+                    blanked[place] += 1;
                     out.extend_from_slice(line.as_bytes());
                 }
                 None => out.extend_from_slice(line.as_bytes()),
             }
         }
-        (blanked > 0).then_some((out, blanked))
+        met.then_some(out)
     }
 
-    fn blank(&self, line: &str) -> Option<String> {
-        let mut event: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
-        let is = |name: &str, texts: &[String]| {
-            event.get(name).and_then(|value| value.as_str()).is_some_and(|text| texts.iter().any(|known| known == text))
+    fn blank(&self, line: &str, app: impl Fn(&str) -> Option<App>) -> Option<(usize, String)> {
+        let Names { app: of, account, subscription_id } = serde_json::from_str(line).ok()?;
+        let by_id = || {
+            let mut id = [0; 12];
+            let whole = URL_SAFE_NO_PAD.decode_slice(subscription_id?, &mut id) == Ok(id.len());
+            self.subscription(SubscriptionId(id)).filter(|_| whole)
         };
-        if !is("subscription_id", &self.texts) && !is("account", self.account.as_slice()) {
-            return None;
-        }
+        let by_account = || self.0.get(&Holder::Account(account_hash(app(&of?)?, &account?))).copied();
+        let place = by_id().or_else(by_account)?;
+        let mut event: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
         for name in ["subscription_id", "account", "ref"] {
             event.remove(name);
         }
-        serde_json::to_string(&event).ok()
+        Some((place, serde_json::to_string(&event).ok()?))
     }
 
     /// A row of heads without them; None: they are not in it.
@@ -147,9 +207,8 @@ impl Erasure {
         while !take.at_end() {
             let mut head = record::take_head(&mut take, commit).ok()?;
             for recipient in &mut head.recipients {
-                let own = self.ids.contains(&recipient.subscription)
-                    || recipient.account.is_some_and(|who| self.accounts.contains(&who));
-                if own {
+                let account = recipient.account.and_then(|who| self.0.get(&Holder::Account(who)));
+                if account.is_some() || self.subscription(recipient.subscription).is_some() {
                     met = true;
                     (recipient.subscription, recipient.account, recipient.reference) = (SubscriptionId::UNKNOWN, None, None);
                 }
@@ -161,12 +220,7 @@ impl Erasure {
 
     /// Whether a row's key ends with the id of one of them.
     pub(super) fn names(&self, key: &[u8]) -> bool {
-        key.len() > 12 && self.ids.iter().any(|id| key.ends_with(&id.0))
-    }
-
-    /// Tells who asked.
-    pub(super) fn done(self, blanked: u64) {
-        // Nobody may wait for it any more.
-        let _gone = self.reply.send(Swept { cancelled: self.cancelled, blanked });
+        let id = key.last_chunk().filter(|_| key.len() > 12);
+        id.is_some_and(|id| self.subscription(SubscriptionId(*id)).is_some())
     }
 }

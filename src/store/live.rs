@@ -620,6 +620,12 @@ impl RuleSet {
             && holders(id, app, label).into_iter().flatten().any(|who| self.cancelled.get(&who).is_some_and(by))
     }
 
+    /// From now on nothing from before `upto` goes to somebody who is erased.
+    pub fn erase(&mut self, holder: Holder, upto: Upto) {
+        self.erasing = true;
+        self.cancelled.insert(holder, upto);
+    }
+
     /// Whether this recipient was erased after the message had come.
     pub fn erases(&self, id: MessageId, recipient: &Recipient) -> bool {
         let before = |who: &Holder| self.cancelled.get(who).is_some_and(|upto| (id.commit(), id.place()) < *upto);

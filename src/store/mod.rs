@@ -253,6 +253,9 @@ pub struct Store {
     pub last_written: Option<UnixMillis>,
     /// Rows that would not decode.
     pub corrupt_rows: AtomicU64,
+    /// Makes the next writes fail.
+    #[cfg(test)]
+    failing: Mutex<Option<testing::Failing>>,
 }
 
 /// Names and numbers of push services; each service's origins as far as they matter: none, one, or several.
@@ -470,6 +473,8 @@ impl Store {
             events_end: tokio::sync::watch::Sender::new(0),
             last_written: None,
             corrupt_rows: AtomicU64::new(0),
+            #[cfg(test)]
+            failing: Mutex::default(),
         };
         store.read_meta(allowed)?;
         store.read_registry().map_err(|ReadError| OpenError::Database("the registry cannot be read".to_owned()))?;
@@ -560,6 +565,13 @@ impl Store {
     pub fn write(&self, rows: Rows) -> Result<(), WriteError> {
         let guard = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let Some(db) = guard.as_ref() else { return Err(WriteError::Closed) };
+        #[cfg(test)]
+        if let Some(failing) = *lock(&self.failing) {
+            if failing == testing::Failing::Written {
+                db.write(rows.batch).expect("there is space");
+            }
+            return Err(WriteError::Full("as the test says".to_owned()));
+        }
         let mut options = WriteOptions::default();
         options.set_sync(true);
         db.write_opt(rows.batch, &options).map_err(|error| classify(&error.into_string()))
@@ -823,6 +835,22 @@ mod model;
 #[cfg(test)]
 pub mod testing {
     use super::*;
+
+    /// A disk without space.
+    #[derive(Clone, Copy, PartialEq)]
+    pub enum Failing {
+        /// Nothing is written.
+        Unwritten,
+        /// Only the sync fails: it is there after all.
+        Written,
+    }
+
+    impl Store {
+        /// How writes fail from now on.
+        pub fn fail(&self, how: Option<Failing>) {
+            *lock(&self.failing) = how;
+        }
+    }
 
     /// Small and with short checkpoints.
     pub fn settings() -> config::Store {

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
 use crate::message::{BatchId, Delivery, DeliveryId, Ending, Lane, Service, UnixMillis};
-use crate::store::erase::Erasure;
+use crate::store::erase::{COMPACTION_ROW, Erasure, Whom};
 use crate::store::key::{self, DueKey, Waiting, WorkKey};
 use crate::store::live::{Holder, List, ListKey, lanes_of, subscription_hash};
 use crate::store::load::DueClaim;
@@ -30,8 +30,15 @@ use crate::store::{ReadError, Store, family, list_state};
 const AGED: u64 = 20_000;
 /// How often ages and deadlines are looked at.
 const EVERY: Duration = Duration::from_secs(5);
-/// Rows looked at in one step.
-const SLICE: usize = 1_024;
+/// What the sweep goes on with as soon as a checkpoint is written is looked at this often.
+const SOON: Duration = Duration::from_millis(50);
+/// Rows looked at in one step: few in tests, so that there is always a next one.
+const SLICE: usize = if cfg!(test) { 4 } else { 1_024 };
+/// Rows of the logs that are blanked in one checkpoint, and their bytes: it must not keep the writer for long.
+const BLANKED_ROWS: usize = if cfg!(test) { 2 } else { 512 };
+const BLANKED_BYTES: usize = 1 << 20;
+/// Bytes of the logs that are read in one step: meanwhile nothing else is swept.
+const SCANNED_BYTES: usize = 64 << 20;
 /// Cancellations are kept as long as what they cancelled can be in flight or be tried again.
 const RULE_MILLIS: u64 = 36 * 86_400_000;
 
@@ -52,6 +59,39 @@ pub struct Sweep {
     cancelled: Receiver<()>,
     stop: Arc<AtomicBool>,
     aged: HashMap<(&'static str, Lane), Vec<u8>>,
+    /// Logs that are being blanked.
+    blanking: Option<Blanking>,
+}
+
+/// Logs that are being blanked, slice by slice, of all who were ready when it began: one go at a time, for each slice is read when
+/// what was blanked before it is on disk.
+struct Blanking {
+    erasures: Vec<Erasure>,
+    whom: Whom,
+    /// Events so far, erasure by erasure.
+    blanked: Vec<u64>,
+    /// Of [`LOGS`], and where in it; behind the last one all is sent.
+    log: usize,
+    from: Vec<u8>,
+    /// What was sent is on its way to the disk.
+    sent: Option<Receiver<()>>,
+}
+
+/// Where names lie, and the bounds of it.
+const LOGS: [(&str, &[u8], &[u8]); 4] = [
+    (family::EVENTS, &[], &[255; 9]),
+    (family::HEAD, &[], &[255; 11]),
+    (family::FEEDBACK, &[], &[255; 23]),
+    (family::INDEX, &[7], &[8]),
+];
+
+/// A part of the logs that was read: what is to be written, and where the next one begins.
+struct Blanked {
+    put: Puts,
+    ranges: Ranges,
+    events: Vec<u64>,
+    log: usize,
+    from: Vec<u8>,
 }
 
 impl Sweep {
@@ -63,7 +103,7 @@ impl Sweep {
         cancelled: Receiver<()>,
         stop: Arc<AtomicBool>,
     ) -> Sweep {
-        Sweep { store, settings, settles, cancelled, stop, aged: HashMap::new() }
+        Sweep { store, settings, settles, cancelled, stop, aged: HashMap::new(), blanking: None }
     }
 
     /// Works until `stop` is set.
@@ -80,17 +120,20 @@ impl Sweep {
             if std::mem::take(&mut cancellations) && self.sweep_cancelled().is_err() {
                 cancellations = true;
             }
+            let _retried = self.blank_erased();
             self.compact_erased();
             let _retried = self.count_rest().and_then(|()| self.look_at_fallbacks(now));
             if looked.is_none_or(|at| at.elapsed() >= EVERY) {
                 looked = Some(Instant::now());
                 let _retried = self.age(now).and_then(|()| self.expire(now)).and_then(|()| self.look(now));
             }
-            if forgot.is_none_or(|at| at.elapsed() >= forget_every) {
+            // What it drops would be put again by a slice of the logs that was read before.
+            if forgot.is_none_or(|at| at.elapsed() >= forget_every) && self.blanking.is_none() {
                 forgot = Some(Instant::now());
                 let _retried = self.forget(now);
             }
-            cancellations |= self.cancelled.recv_timeout(Duration::from_millis(500)).is_ok();
+            let patience = if self.blanking.is_some() { SOON } else { Duration::from_millis(500) };
+            cancellations |= self.cancelled.recv_timeout(patience).is_ok();
         }
     }
 
@@ -112,6 +155,13 @@ impl Sweep {
     fn send(&self, settle: Settle) {
         // The writer has ended: so does the process.
         let _ended = self.settles.send(settle);
+    }
+
+    /// Tells when all that was sent so far is on disk.
+    fn written(&self) -> Receiver<()> {
+        let (told, written) = crossbeam_channel::bounded(1);
+        self.send(Settle::Written(told));
+        written
     }
 
     fn lanes(&self) -> Vec<Lane> {
@@ -264,6 +314,11 @@ impl Sweep {
             rules.extend(read_rule(Bytes::copy_from_slice(value)).ok().filter(|rule| !rule.swept));
             true
         })?;
+        {
+            // An erasure that memory does not know yet is being committed: the bell rings when it is.
+            let known = self.store.rules.load();
+            rules.retain(|rule| !rule.holder.erases() || known.cancelled.get(&rule.holder) >= Some(&rule.upto));
+        }
         // One that is erased with its account is met on both words, and counted once.
         let mut met = HashSet::new();
         for rule in rules {
@@ -271,10 +326,10 @@ impl Sweep {
             for lane in self.lanes() {
                 cancelled += self.sweep_lane(lane, &rule, &mut met)?;
             }
-            self.store.erasures.swept(&rule.holder, cancelled);
+            self.store.erasures.swept(&rule.holder, rule.upto, cancelled);
             self.send(Settle::Swept(rule.holder, rule.upto));
         }
-        self.blank_erased()
+        Ok(())
     }
 
     /// Gives how many it has found for an erasure that were not met before.
@@ -482,64 +537,90 @@ impl Sweep {
         Ok(list.and_then(|list| list_state(&list).over))
     }
 
-    /// Blanks what the logs say of those that were erased, once nothing waits for them any more: all of them in one look.
-    fn blank_erased(&self) -> Result<(), ReadError> {
-        let erasures = self.store.erasures.ready();
-        if erasures.is_empty() {
+    /// Goes on blanking what the logs say of those who were erased, once nothing waits for them any more: the next slice, if the
+    /// last one is on disk.
+    fn blank_erased(&mut self) -> Result<(), ReadError> {
+        let Some(mut blanking) = self.blanking.take().or_else(|| self.begin_blanking()) else { return Ok(()) };
+        if blanking.sent.as_ref().is_some_and(|written| written.try_recv().is_err()) {
+            self.blanking = Some(blanking);
             return Ok(());
         }
-        match self.blank_logs(&erasures) {
-            Ok((blanked, put, ranges)) => {
-                self.send(Settle::Forget { ranges, put });
-                erasures.into_iter().zip(blanked).for_each(|(erasure, blanked)| erasure.done(blanked));
-                self.store.erasures.want_compaction();
-                Ok(())
-            }
-            Err(error) => {
-                self.store.erasures.give_back(erasures);
-                Err(error)
-            }
+        blanking.sent = None;
+        if blanking.log == LOGS.len() {
+            blanking.erasures.into_iter().zip(blanking.blanked).for_each(|(erasure, blanked)| erasure.done(blanked));
+            self.store.erasures.want_compaction();
+            return Ok(());
+        }
+        let read = self.blank_some(&blanking).map(|blanked| self.send_blanked(&mut blanking, blanked));
+        self.blanking = Some(blanking);
+        read
+    }
+
+    fn send_blanked(&self, blanking: &mut Blanking, blanked: Blanked) {
+        let Blanked { mut put, mut ranges, events, log, from } = blanked;
+        (blanking.log, blanking.from) = (log, from);
+        blanking.blanked.iter_mut().zip(events).for_each(|(all, some)| *all += some);
+        if log == LOGS.len() {
+            // With the last of it, so that a start has nothing left to do.
+            let rows = blanking.erasures.iter().map(|erasure| (family::META, erasure.row.clone(), just_behind(&erasure.row)));
+            ranges.extend(rows);
+            put.push((family::META, COMPACTION_ROW.to_vec(), Vec::new()));
+        }
+        if !put.is_empty() || !ranges.is_empty() {
+            self.send(Settle::Forget { ranges, put });
+            blanking.sent = Some(self.written());
         }
     }
 
-    /// How many events are blanked for each, and what is to be written.
-    fn blank_logs(&self, erasures: &[Erasure]) -> Result<(Vec<u64>, Puts, Ranges), ReadError> {
-        let mut blanked = vec![0; erasures.len()];
-        let (mut put, mut ranges): (Puts, Ranges) = (Vec::new(), Vec::new());
-        self.store.reader()?.scan(family::EVENTS, &[], &[255; 9], |row, value| {
-            let mut blank: Option<Vec<u8>> = None;
-            for (erasure, blanked) in erasures.iter().zip(&mut blanked) {
-                if let Some((value, count)) = erasure.blank_events(blank.as_deref().unwrap_or(value)) {
-                    *blanked += count;
-                    blank = Some(value);
-                }
+    fn begin_blanking(&self) -> Option<Blanking> {
+        let erasures = self.store.erasures.ready();
+        if erasures.is_empty() {
+            return None;
+        }
+        let (whom, blanked) = (Whom::of(&erasures), vec![0; erasures.len()]);
+        // What was sent before, ranges of these logs among it, is on disk when they are read.
+        Some(Blanking { erasures, whom, blanked, log: 0, from: LOGS[0].1.to_vec(), sent: Some(self.written()) })
+    }
+
+    /// Reads the logs on until there is enough to write.
+    fn blank_some(&self, blanking: &Blanking) -> Result<Blanked, ReadError> {
+        let Blanking { whom, log, from, .. } = blanking;
+        let (family, _, end) = LOGS[*log];
+        let mut blanked = Blanked {
+            put: Vec::new(),
+            ranges: Vec::new(),
+            events: vec![0; blanking.blanked.len()],
+            log: log + 1,
+            from: LOGS.get(log + 1).map_or_else(Vec::new, |(_, start, _)| start.to_vec()),
+        };
+        let (mut scanned, mut bytes) = (0, 0);
+        self.store.reader()?.scan(family, from, end, |row, value| {
+            scanned += row.len() + value.len();
+            let put = match family {
+                family::EVENTS => whom.blank_events(value, |app| self.store.registry.app(app), &mut blanked.events),
+                family::HEAD => whom.blank_heads(row, value),
+                _ => None,
+            };
+            let drops = match family {
+                family::FEEDBACK => whom.names(row),
+                family::INDEX => Fallback::decode(Bytes::copy_from_slice(value)).is_ok_and(|fallback| self.is_erased(&fallback)),
+                _ => false,
+            };
+            if let Some(value) = put {
+                bytes += value.len();
+                blanked.put.push((family, row.to_vec(), value));
             }
-            put.extend(blank.map(|value| (family::EVENTS, row.to_vec(), value)));
-            true
-        })?;
-        self.store.reader()?.scan(family::HEAD, &[], &[255; 11], |row, value| {
-            let mut blank: Option<Vec<u8>> = None;
-            for erasure in erasures {
-                blank = erasure.blank_heads(row, blank.as_deref().unwrap_or(value)).or(blank);
+            if drops {
+                blanked.ranges.push((family, row.to_vec(), just_behind(row)));
             }
-            put.extend(blank.map(|value| (family::HEAD, row.to_vec(), value)));
-            true
-        })?;
-        self.store.reader()?.scan(family::FEEDBACK, &[], &[255; 23], |row, _| {
-            if erasures.iter().any(|erasure| erasure.names(row)) {
-                ranges.push((family::FEEDBACK, row.to_vec(), just_behind(row)));
+            let rows = blanked.put.len() + blanked.ranges.len();
+            let enough = rows >= BLANKED_ROWS || bytes >= BLANKED_BYTES || scanned >= SCANNED_BYTES;
+            if enough {
+                (blanked.log, blanked.from) = (*log, just_behind(row));
             }
-            true
+            !enough
         })?;
-        self.store.reader()?.scan(family::INDEX, &[7], &[8], |row, value| {
-            if let Ok(fallback) = Fallback::decode(Bytes::copy_from_slice(value))
-                && self.is_erased(&fallback)
-            {
-                ranges.push((family::INDEX, row.to_vec(), just_behind(row)));
-            }
-            true
-        })?;
-        Ok((blanked, put, ranges))
+        Ok(blanked)
     }
 
     /// Whether its account was erased after its message had come.
@@ -553,14 +634,17 @@ impl Sweep {
     /// What was erased leaves the files as well: some seconds after it, and once an hour at most, for it costs as much as copying
     /// the store.
     fn compact_erased(&self) {
+        if self.blanking.is_none() && self.store.erasures.clean() {
+            let ranges = vec![(family::META, COMPACTION_ROW.to_vec(), just_behind(COMPACTION_ROW))];
+            self.send(Settle::Forget { ranges, put: Vec::new() });
+        }
         if !self.store.erasures.compaction_due() {
             return;
         }
         let store = self.store.clone();
-        std::thread::spawn(move || {
-            if store.compact().is_err() {
-                store.erasures.want_compaction();
-            }
+        std::thread::spawn(move || match store.compact() {
+            Ok(()) => store.erasures.compacted(),
+            Err(ReadError) => store.erasures.want_compaction(),
         });
     }
 
@@ -749,10 +833,12 @@ impl Sweep {
 /// For tests that play the sweep's thread themselves.
 #[cfg(test)]
 impl Sweep {
-    /// What it does all the time.
-    pub(super) fn play(&self, now: UnixMillis) {
-        let swept = self.sweep_cancelled().and_then(|()| self.count_rest());
+    /// What it does all the time. Gives whether it goes on when a checkpoint is written.
+    pub(super) fn play(&mut self, now: UnixMillis) -> bool {
+        let swept = self.sweep_cancelled().and_then(|()| self.blank_erased()).and_then(|()| self.count_rest());
+        self.compact_erased();
         swept.and_then(|()| self.look_at_fallbacks(now)).expect("the store is open");
+        self.blanking.is_some()
     }
 }
 

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
@@ -25,8 +27,11 @@ use crate::message::{
 use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Run, Schedule};
 use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_send, prepare_subscribe};
+use crate::store::erase::{COMPACTION_ROW, Swept};
+use crate::store::registry::account_hash;
 use crate::store::registry::row::{Kind, Posting, View};
 use crate::store::sweep::{self, Sweep};
+use crate::store::testing::Failing;
 use crate::store::writer::{News, Settings, Settle, Settled, Settlement, Writer};
 use crate::store::{Store, family, testing};
 
@@ -170,6 +175,10 @@ fn who_is(recipient: &Recipient) -> u8 {
     recipient.endpoint.as_str().rsplit('/').next().expect("a path").parse().expect("a number")
 }
 
+fn to_account(account: &str) -> To {
+    To::Accounts { accounts: vec![Account::from(account)], devices: Devices::All }
+}
+
 fn tag_name(tag: u8) -> Name {
     Arc::from(format!("tag{tag}"))
 }
@@ -217,6 +226,61 @@ impl World {
         self.run().commits.send(Writes { ops: vec![op], reply, places: Vec::new() }).expect("the writer takes it");
         self.pump();
         answers.try_recv().expect("it is answered").remove(0)
+    }
+
+    /// A line that comes when the disk is full; then there is space again.
+    fn refused(&mut self, op: Op, how: Failing) -> Done {
+        let store = self.run().store.clone();
+        let (reply, mut answers) = oneshot::channel();
+        self.run().commits.send(Writes { ops: vec![op], reply, places: Vec::new() }).expect("the writer takes it");
+        store.fail(Some(how));
+        self.run().writer.play();
+        store.fail(None);
+        self.run().writer.try_again();
+        self.pump();
+        answers.try_recv().expect("it is answered").remove(0)
+    }
+
+    /// Lets the sweep do all that there is to do.
+    fn sweep(&mut self) {
+        while self.sweep_once() {}
+    }
+
+    fn sweep_once(&mut self) -> bool {
+        let now = self.now();
+        let goes_on = self.run().sweep.play(now);
+        self.run().writer.force();
+        self.pump();
+        goes_on
+    }
+
+    /// Sends to an account, and has it accepted.
+    fn deliver(&mut self, account: &str) -> MessageId {
+        let id = self.send(self.message(to_account(account)));
+        self.act(&Act::Step);
+        self.act(&Act::Load(9));
+        self.settle(9, How::Accepted);
+        self.run().writer.force();
+        self.pump();
+        id
+    }
+
+    fn events(&mut self) -> Vec<String> {
+        let events = self.run().store.clone().events_after(0, 1_000).expect("read");
+        events.iter().map(|event| String::from_utf8_lossy(&event.json).into_owned()).collect()
+    }
+
+    /// How many rows of a family hold these bytes in key or value.
+    fn rows_with(&mut self, family: &str, bytes: &[u8]) -> usize {
+        let store = self.run().store.clone();
+        let mut found = 0;
+        let holds = |row: &[u8]| row.windows(bytes.len()).any(|window| window == bytes);
+        let count = |key: &[u8], value: &[u8]| {
+            found += usize::from(holds(key) || holds(value));
+            true
+        };
+        store.reader().expect("open").scan(family, &[], &[255; 64], count).expect("read");
+        found
     }
 
     fn subscription(&mut self, who: u8) -> Recipient {
@@ -697,9 +761,7 @@ fn who_is_erased_is_told_of_no_more() {
     let erase = Erase::Account(Whose { account: Account::from("anna"), app: None });
     assert_eq!(world.hand_over(Op::Erase { erase, apps, reply }), Done::Erased { removed: 1 });
     std::thread::sleep(Duration::from_millis(5));
-    world.act(&Act::Sweep);
-    world.run().writer.force();
-    world.pump();
+    world.sweep();
     assert_eq!(swept.try_recv().expect("told").cancelled, 2);
     let store = world.run().store.clone();
     let events = store.events_after(0, 100).expect("read");
@@ -711,4 +773,131 @@ fn who_is_erased_is_told_of_no_more() {
     };
     store.reader().expect("open").scan(family::INDEX, &[7], &[8], count).expect("read");
     assert_eq!(rows, 0, "fallbacks are left");
+}
+
+fn erase(world: &mut World, account: &str) -> (Op, oneshot::Receiver<Swept>) {
+    let (reply, swept) = oneshot::channel();
+    let erase = Erase::Account(Whose { account: Account::from(account), app: None });
+    (Op::Erase { erase, apps: world.apps.clone(), reply }, swept)
+}
+
+/// Rows of events and heads that name a browser or its account.
+fn named(world: &mut World, who: u8, account: &str) -> usize {
+    let text = URL_SAFE_NO_PAD.encode(id_of(who).0);
+    let by_account = world.rows_with(family::EVENTS, account.as_bytes());
+    assert_eq!(by_account, world.rows_with(family::EVENTS, text.as_bytes()), "of both or of none");
+    by_account + world.rows_with(family::HEAD, &id_of(who).0)
+}
+
+#[test]
+fn an_erasure_is_finished_after_a_crash() {
+    let mut world = World::new();
+    world.subscribe(0, None, None, Some("anna"));
+    world.subscribe(1, None, None, Some("berta"));
+    for account in ["anna", "anna", "berta"] {
+        world.deliver(account);
+    }
+    let (op, _nobody_waits) = erase(&mut world, "anna");
+    assert_eq!(world.hand_over(op), Done::Erased { removed: 1 });
+    assert_eq!((named(&mut world, 0, "anna"), world.rows_with(family::META, b"erase/")), (4, 1));
+    assert_eq!(world.rows_with(family::META, b"anna"), 0, "its row says no more than hashes");
+    world.crash();
+    assert_eq!(named(&mut world, 0, "anna"), 4);
+    world.sweep();
+    assert_eq!((named(&mut world, 0, "anna"), named(&mut world, 1, "berta")), (0, 2));
+    assert_eq!(world.rows_with(family::META, b"erase/"), 0, "it is gone itself");
+    assert_eq!(world.events().len(), 3);
+}
+
+#[test]
+fn files_that_hold_what_was_erased_are_written_anew_after_a_crash_too() {
+    let mut world = World::new();
+    world.subscribe(0, None, None, Some("anna"));
+    let (op, _nobody_waits) = erase(&mut world, "anna");
+    world.hand_over(op);
+    world.sweep();
+    world.crash();
+    let compactions = |world: &mut World, row: usize| {
+        let store = world.run().store.clone();
+        assert_eq!(world.rows_with(family::META, COMPACTION_ROW), row);
+        (0..60).any(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            store.erasures.compaction_due()
+        })
+    };
+    assert!(compactions(&mut world, 1), "it is due some seconds after the start");
+    world.run().store.erasures.compacted();
+    world.sweep();
+    world.crash();
+    assert!(!compactions(&mut world, 0), "it was done");
+}
+
+#[test]
+fn logs_are_blanked_in_slices_across_a_crash() {
+    for crash in [false, true] {
+        let mut world = World::new();
+        world.subscribe(0, None, None, Some("anna"));
+        for _ in 0..5 {
+            world.deliver("anna");
+        }
+        let (op, mut swept) = erase(&mut world, "anna");
+        world.hand_over(op);
+        let (mut left, mut crash_at) = (named(&mut world, 0, "anna"), crash.then_some(6));
+        assert_eq!(left, 10);
+        loop {
+            let goes_on = world.sweep_once();
+            let now = named(&mut world, 0, "anna");
+            assert!(left - now <= 2, "{} in one checkpoint", left - now);
+            assert!(now == 0 || world.rows_with(family::META, b"erase/") == 1, "a start knows that {now} are left");
+            left = now;
+            if !goes_on {
+                break;
+            }
+            if crash_at == Some(now) {
+                crash_at = None;
+                world.crash();
+            }
+        }
+        assert_eq!((left, world.rows_with(family::META, b"erase/")), (0, 0));
+        let told = swept.try_recv();
+        assert!(if crash { told.is_err() } else { told == Ok(Swept { cancelled: 0, blanked: 5 }) }, "{told:?}");
+    }
+}
+
+#[test]
+fn an_erase_for_which_there_is_no_space_changes_nothing() {
+    let mut world = World::new();
+    let apps = world.apps.clone();
+    world.subscribe(0, None, None, Some("anna"));
+    let who = Whose { account: Account::from("anna"), app: None };
+    world.hand_over(Op::Presence { who, online: true, lease: Some(600.0), session: None, apps: apps.clone() });
+    let id = world.send(Send { when_offline: true, ..world.message(to_account("anna")) });
+    let (op, _refused) = erase(&mut world, "anna");
+    assert!(matches!(world.refused(op, Failing::Unwritten), Done::Failed { problem, .. } if problem.code == Code::ReadOnly));
+    world.sweep();
+    let store = world.run().store.clone();
+    assert!(store.erasures.rows().is_empty() && store.rules.load().cancelled.is_empty() && !store.rules.load().erasing);
+    assert!(store.find_subscription(1, id_of(0)).expect("read").is_some());
+    let hash = account_hash(1, "anna");
+    assert!(crate::store::live::lock(&store.presence).holds_back(hash, clock::now()), "it still waits for anna to leave");
+    let pending =
+        |world: &mut World| world.run().store.status(id, &apps, clock::now()).expect("read").expect("there").counts.pending();
+    assert_eq!(pending(&mut world), 1);
+    // The next one is taken.
+    let (op, mut swept) = erase(&mut world, "anna");
+    assert_eq!(world.hand_over(op), Done::Erased { removed: 1 });
+    world.sweep();
+    assert_eq!((swept.try_recv().expect("told").cancelled, pending(&mut world)), (1, 0));
+}
+
+#[test]
+fn an_erase_that_was_refused_and_is_there_after_all_is_finished() {
+    let mut world = World::new();
+    world.subscribe(0, None, None, Some("anna"));
+    world.deliver("anna");
+    let (op, _refused) = erase(&mut world, "anna");
+    assert!(matches!(world.refused(op, Failing::Written), Done::Failed { .. }));
+    assert_eq!(named(&mut world, 0, "anna"), 2);
+    world.sweep();
+    assert_eq!((named(&mut world, 0, "anna"), world.rows_with(family::META, b"erase/")), (0, 0));
 }

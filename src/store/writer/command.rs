@@ -177,7 +177,7 @@ impl Writer {
     }
 
     /// Has the sweep end all that waits on this word up to here: it begins when the rule, and all that waits by itself by now, is on
-    /// disk.
+    /// disk. An erasure is a rule from then on only: one that is refused must change nothing.
     pub(super) fn sweep_until_here(&mut self, holder: Holder, group: &mut Group) {
         self.put_cancellation(holder, false, group);
         self.checkpoint.touch();
@@ -188,10 +188,11 @@ impl Writer {
     fn put_cancellation(&self, holder: Holder, swept: bool, group: &mut Group) {
         let upto = group.next_message();
         group.registry.put(family::META, rule_key("cancel", &holder), rule_row(&holder, upto, group.now, swept));
-        self.store.rules.change(|rules| {
-            rules.erasing |= holder.erases();
-            rules.cancelled.insert(holder, upto)
-        });
+        if holder.erases() {
+            group.erased.push((holder, upto));
+        } else {
+            self.store.rules.change(|rules| rules.cancelled.insert(holder, upto));
+        }
     }
 
     pub(super) fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {

@@ -55,7 +55,7 @@ use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
 use crate::store::writer::parking::load_presence;
 use crate::store::writer::registry::Verdict;
-use crate::store::writer::rows::{holder_from, load_lists, load_rules};
+use crate::store::writer::rows::{holder_from, load_erasures, load_lists, load_rules};
 use crate::store::writer::settle::over_reason;
 use crate::store::writer::stats::Stats;
 use crate::store::{LastCommit, ReadError, Store, WriteError, family, list_state};
@@ -128,6 +128,8 @@ pub enum Settle {
     Cancelled(Vec<Box<Delivery>>, &'static str),
     /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
     Swept(Holder, Upto),
+    /// From `sweep`: told when all that was sent before this is on disk.
+    Written(Sender<()>),
     /// Ends the writer after a last checkpoint.
     Stop,
 }
@@ -222,6 +224,8 @@ struct Checkpoint {
     expired: BTreeSet<SubscriptionKey>,
     /// Campaigns that begin with this checkpoint.
     begun: Vec<ListKey>,
+    /// Who waits for it to be on disk.
+    told: Vec<Sender<()>>,
     /// Claims that end when it is on disk.
     release: Vec<(Arc<Batch>, u16)>,
     outcomes: usize,
@@ -271,6 +275,7 @@ impl Writer {
         store.events_end.send_replace(events_end);
         let next_serial = store.last_serials()?.into_iter().map(|(service, last)| (service, last + 1)).collect();
         load_rules(&store)?;
+        load_erasures(&store)?;
         load_lists(&store)?;
         load_presence(&store, settings.grace)?;
         know_apps(&store, &settings.apps)?;
@@ -408,6 +413,11 @@ impl Writer {
         let before = self.last_checkpoint;
         self.turn().expect("the store is written");
         self.last_checkpoint != before
+    }
+
+    /// A disk that was found full is tried now.
+    pub(super) fn try_again(&mut self) {
+        self.full = self.full.and_then(|since| since.checked_sub(Duration::from_secs(5)));
     }
 
     /// The next turn writes a checkpoint.

@@ -11,13 +11,14 @@ use crate::message::{
     Account, AccountHash, KeyId, MessageId, Name, Recipient, Registered, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
 use crate::store::commit::{Addressed, Apps, Done, NewSubscription};
-use crate::store::erase::Swept;
+use crate::store::erase::{Erasure, Swept};
 use crate::store::live::{Holder, ListKey, subscription_hash};
 use crate::store::record::Put;
 use crate::store::registry::account_hash;
 use crate::store::registry::row::{self, App, Detail, Kind, Posting, Subscription};
 use crate::store::writer::Writer;
 use crate::store::writer::event::{Event, What};
+use crate::store::writer::rows::{erasure_key, erasure_row};
 use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, Store, family, number};
 
@@ -318,7 +319,8 @@ impl Writer {
         reply: oneshot::Sender<Swept>,
         group: &mut Group,
     ) -> Result<Done, Failure> {
-        let (mut removed, mut ids, mut accounts) = (0, Vec::new(), Vec::new());
+        let (mut removed, mut ids) = (0, Vec::new());
+        let first = group.erased.len();
         match erase {
             Erase::Account(who) => {
                 for app in who.apps(apps) {
@@ -333,8 +335,6 @@ impl Writer {
                     // Disabled or not is the account's too.
                     self.switch(number, &who.account, true, group)?;
                     let hash = account_hash(number, &who.account);
-                    accounts.push(hash);
-                    crate::store::live::lock(&self.store.presence).forget(hash);
                     group.registry.delete(family::INDEX, row::presence_key(hash));
                     self.sweep_until_here(Holder::Account(hash), group);
                 }
@@ -350,11 +350,9 @@ impl Writer {
         for id in &ids {
             self.sweep_until_here(Holder::Subscription(subscription_hash(*id)), group);
         }
-        let account = match erase {
-            Erase::Account(who) => Some(&*who.account),
-            Erase::Subscription(_) => None,
-        };
-        self.store.erasures.add(ids, accounts, account, reply);
+        let erasure = Erasure::new(erasure_key(group.commit, group.erasures.len()), &group.erased[first..], reply);
+        group.registry.put(family::META, erasure.row.clone(), erasure_row(&erasure));
+        group.erasures.push(erasure);
         Ok(Done::Erased { removed })
     }
 

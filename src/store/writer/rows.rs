@@ -1,6 +1,6 @@
 //! Rows of lists, rules, idempotency keys and topics: bytes <-> types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::ingest::request::State;
 use crate::message::{AccountHash, BatchId, DeliveryId, Ending, Lane, MessageId, Service, UnixMillis};
 use crate::store::commit::Done;
+use crate::store::erase::{COMPACTION_ROW, Erasure};
 use crate::store::key::{self, DueKey};
 use crate::store::live::{ABSENT, Holder, List, ListKey, ListState, Open, SubscriptionHash, Upto, WAITING, Walk, ending};
 use crate::store::record::{self, Put, Take};
@@ -223,6 +224,11 @@ pub(super) fn read_topic(row: Bytes) -> Result<(DeliveryId, MessageId), record::
 
 pub(super) fn holder_row(holder: &Holder) -> Vec<u8> {
     let mut put = Put::versioned();
+    put_holder(&mut put, holder);
+    put.0
+}
+
+fn put_holder(put: &mut Put, holder: &Holder) {
     match holder {
         Holder::Message(id) => put.u8(0).u128(id.0),
         Holder::Label(app, label) => put.u8(1).short(app.as_bytes()).short(label.as_bytes()),
@@ -230,7 +236,6 @@ pub(super) fn holder_row(holder: &Holder) -> Vec<u8> {
         Holder::Account(who) => put.u8(3).bytes(&who.0),
         Holder::Subscription(id) => put.u8(4).bytes(&id.0),
     };
-    put.0
 }
 
 pub(super) fn take_holder(take: &mut Take) -> Result<Holder, record::Corrupt> {
@@ -320,5 +325,59 @@ pub(super) fn load_rules(store: &Store) -> Result<(), ReadError> {
     })?;
     drop(reader);
     store.rules.change(|known| *known = rules);
+    Ok(())
+}
+
+/// Key in `meta` of an erasure: the n-th of its commit.
+pub(super) fn erasure_key(commit: u64, n: usize) -> Vec<u8> {
+    let mut put = Put::default();
+    put.bytes(b"erase/").u64(commit).u16(u16::try_from(n).expect("a commit has at most 65,536 lines"));
+    put.0
+}
+
+/// An erasure's row: whom it is about, by hashes.
+pub(super) fn erasure_row(erasure: &Erasure) -> Vec<u8> {
+    let mut put = Put::versioned();
+    erasure.whom.iter().for_each(|holder| put_holder(&mut put, holder));
+    put.0
+}
+
+/// Erasures that are on disk and not in memory: they are to be finished. That is what the last run has left; or what was refused
+/// for want of space and is there after all, with rules that memory does not know yet.
+pub(super) fn load_erasures(store: &Store) -> Result<(), ReadError> {
+    let known = store.erasures.rows();
+    if store.reader()?.value(family::META, COMPACTION_ROW)?.is_some() {
+        store.erasures.want_compaction();
+    }
+    let mut left: Vec<(Vec<u8>, Bytes)> = Vec::new();
+    let reader = store.reader()?;
+    reader.scan(family::META, b"erase/", b"erase0", |key, value| {
+        if !known.iter().any(|row| row == key) {
+            left.push((key.to_vec(), Bytes::copy_from_slice(value)));
+        }
+        true
+    })?;
+    for (row, value) in left {
+        let mut whom = Vec::new();
+        let decoded = Take::versioned(value).and_then(|mut take| {
+            while !take.at_end() {
+                whom.push(take_holder(&mut take)?);
+            }
+            Ok(())
+        });
+        if decoded.is_err() {
+            store.corrupt(family::META);
+        }
+        let mut unswept = HashMap::new();
+        for holder in &whom {
+            let rule = reader.value(family::META, rule_key("cancel", holder))?.and_then(|rule| read_rule(rule).ok());
+            let Some(rule) = rule else { continue };
+            if !rule.swept {
+                unswept.insert(holder.clone(), rule.upto);
+            }
+            store.rules.change(|rules| rules.erase(rule.holder, rule.upto));
+        }
+        store.erasures.add(Erasure::left(row, whom, unswept));
+    }
     Ok(())
 }

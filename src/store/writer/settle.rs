@@ -97,6 +97,10 @@ impl Writer {
                 self.checkpoint.looked.extend(keys);
             }
             Settle::Fallback(key, fallback, again) => self.decide_fallback(key, *fallback, again),
+            Settle::Written(told) => {
+                self.checkpoint.touch();
+                self.checkpoint.told.push(told);
+            }
             Settle::Stop => self.stopping = true,
         }
     }

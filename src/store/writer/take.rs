@@ -11,6 +11,7 @@ use crate::ingest::request::{Code, Problem, State, Step};
 use crate::limits::{COMMIT_BYTES, IDEMPOTENCY_MILLIS, PIECE_BYTES, PIECE_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
 use crate::message::{AccountHash, BatchId, Delivery, DeliveryId, Lane, MessageId, Service, SubscriptionId, UnixMillis, Urgency};
 use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes};
+use crate::store::erase::Erasure;
 use crate::store::key::{self, ChunkKey, DueKey};
 use crate::store::live::{Holder, List, ListKey, ListState, Upto, lock};
 use crate::store::load::{MessageRow, message_key};
@@ -610,6 +611,9 @@ pub(super) struct Group {
     pub(super) idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
     /// What its lines change of the registry.
     pub(super) registry: Overlay,
+    /// Who is erased, up to which message; and what the sweep has to do for that.
+    pub(super) erased: Vec<(Holder, Upto)>,
+    pub(super) erasures: Vec<Erasure>,
     /// Accounts that were switched, and to what.
     pub(super) switched: Vec<(AccountHash, bool)>,
     pub(super) topics: HashMap<[u8; 16], (DeliveryId, MessageId)>,
@@ -638,6 +642,8 @@ impl Group {
             cancels: false,
             idempotency: HashMap::new(),
             registry: Overlay::default(),
+            erased: Vec::new(),
+            erasures: Vec::new(),
             switched: Vec::new(),
             topics: HashMap::new(),
             superseded: Vec::new(),

@@ -12,11 +12,11 @@ use crate::message::{BatchId, UnixMillis};
 use crate::metrics;
 use crate::store::commit::{Done, Op, Writes};
 use crate::store::key::{self, ChunkKey, WorkKey};
-use crate::store::live::{Batch, ListKey, MOVED};
+use crate::store::live::{Batch, Holder, ListKey, MOVED, lock};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Put};
 use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
-use crate::store::writer::rows::{first_row_key, list_counts_row};
+use crate::store::writer::rows::{first_row_key, list_counts_row, load_erasures};
 use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::{Writer, campaign};
 use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number};
@@ -59,6 +59,7 @@ impl Writer {
                     self.pending_synced += group.added;
                 }
                 self.stats.dirty_taken.clear();
+                self.begin_erasures(&mut group);
                 let cancels = group.cancels;
                 self.supersede(&mut group);
                 self.pursue(group.now);
@@ -212,6 +213,10 @@ impl Writer {
 
     pub(super) fn checkpoint_done(&mut self, built: &Built) {
         let checkpoint = std::mem::take(&mut self.checkpoint);
+        for told in &checkpoint.told {
+            // The sweep may be ending.
+            let _gone = told.try_send(());
+        }
         for (batch, index) in &checkpoint.release {
             batch.release(*index);
         }
@@ -228,6 +233,18 @@ impl Writer {
         self.stats.forget_old(clock::now());
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
+    }
+
+    /// What erases somebody is on disk.
+    fn begin_erasures(&self, group: &mut Group) {
+        // First, for the sweep looks only at rules that it finds in memory.
+        group.erasures.drain(..).for_each(|erasure| self.store.erasures.add(erasure));
+        for (holder, upto) in group.erased.drain(..) {
+            if let Holder::Account(who) = &holder {
+                lock(&self.store.presence).forget(*who);
+            }
+            self.store.rules.change(|rules| rules.erase(holder, upto));
+        }
     }
 
     /// Tells the scheduler what is new.
@@ -276,7 +293,8 @@ impl Writer {
         });
     }
 
-    /// The group could not be written: memory is as if its lines had never come. (Cancellations stay: they protect.)
+    /// The group could not be written: memory is as if its lines had never come. (Cancellations stay: they protect. Erasures do not:
+    /// they are only in memory once they are on disk.)
     pub(super) fn undo(&mut self, group: Group) {
         for (key, before) in group.undo_lists {
             match before {
@@ -340,6 +358,9 @@ impl Writer {
                     && let Ok(last) = LastCommit::decode(row)
                 {
                     self.next_commit = self.next_commit.max(last.commit + 1);
+                }
+                if load_erasures(&self.store).is_ok() {
+                    let _rung_already = self.cancelled.try_send(());
                 }
                 Ok(())
             }
