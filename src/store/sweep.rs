@@ -61,6 +61,8 @@ pub struct Sweep {
     aged: HashMap<(&'static str, Lane), Vec<u8>>,
     /// Logs that are being blanked.
     blanking: Option<Blanking>,
+    /// More subscriptions are to be looked at when those that the writer has are.
+    looking: Option<Receiver<()>>,
 }
 
 /// Logs that are being blanked, slice by slice, of all who were ready when it began: one go at a time, for each slice is read when
@@ -103,7 +105,7 @@ impl Sweep {
         cancelled: Receiver<()>,
         stop: Arc<AtomicBool>,
     ) -> Sweep {
-        Sweep { store, settings, settles, cancelled, stop, aged: HashMap::new(), blanking: None }
+        Sweep { store, settings, settles, cancelled, stop, aged: HashMap::new(), blanking: None, looking: None }
     }
 
     /// Works until `stop` is set.
@@ -125,14 +127,19 @@ impl Sweep {
             let _retried = self.count_rest().and_then(|()| self.look_at_fallbacks(now));
             if looked.is_none_or(|at| at.elapsed() >= EVERY) {
                 looked = Some(Instant::now());
-                let _retried = self.age(now).and_then(|()| self.expire(now)).and_then(|()| self.look(now));
+                let _retried = self.age(now).and_then(|()| self.expire(now));
+                if self.looking.is_none() {
+                    let _retried = self.look(now);
+                }
             }
+            let _retried = self.look_on(now);
             // What it drops would be put again by a slice of the logs that was read before.
             if forgot.is_none_or(|at| at.elapsed() >= forget_every) && self.blanking.is_none() {
                 forgot = Some(Instant::now());
                 let _retried = self.forget(now);
             }
-            let patience = if self.blanking.is_some() { SOON } else { Duration::from_millis(500) };
+            let goes_on = self.blanking.is_some() || self.looking.is_some();
+            let patience = if goes_on { SOON } else { Duration::from_millis(500) };
             cancellations |= self.cancelled.recv_timeout(patience).is_ok();
         }
     }
@@ -442,8 +449,9 @@ impl Sweep {
         Ok(())
     }
 
-    /// Subscriptions whose `expirationTime` has passed, and gone ones that cannot be undone any more.
-    fn look(&self, now: UnixMillis) -> Result<(), ReadError> {
+    /// Subscriptions whose `expirationTime` has passed, and gone ones that cannot be undone any more: so many in one checkpoint, and
+    /// more when it is written.
+    fn look(&mut self, now: UnixMillis) -> Result<(), ReadError> {
         let mut keys = Vec::new();
         let mut end = vec![4];
         end.extend(now.plus(1).0.to_be_bytes());
@@ -453,10 +461,24 @@ impl Sweep {
             }
             keys.len() < SLICE
         })?;
+        let more = keys.len() == SLICE;
         if !keys.is_empty() {
             self.send(Settle::Look(keys));
         }
+        self.looking = more.then(|| self.written());
         Ok(())
+    }
+
+    /// Looks at more of them, if those before are done with.
+    fn look_on(&mut self, now: UnixMillis) -> Result<(), ReadError> {
+        match &self.looking {
+            Some(written) if written.try_recv().is_ok() => {
+                // Should the store be closed just now, the next round begins anew.
+                self.looking = None;
+                self.look(now)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Decides fallbacks whose time has come.
@@ -837,8 +859,9 @@ impl Sweep {
     pub(super) fn play(&mut self, now: UnixMillis) -> bool {
         let swept = self.sweep_cancelled().and_then(|()| self.blank_erased()).and_then(|()| self.count_rest());
         self.compact_erased();
-        swept.and_then(|()| self.look_at_fallbacks(now)).expect("the store is open");
-        self.blanking.is_some()
+        let looked = if self.looking.is_none() { self.look(now) } else { self.look_on(now) };
+        swept.and(looked).and_then(|()| self.look_at_fallbacks(now)).expect("the store is open");
+        self.blanking.is_some() || self.looking.is_some()
     }
 }
 

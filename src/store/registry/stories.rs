@@ -307,20 +307,24 @@ impl World {
     }
 
     fn subscribe(&mut self, who: u8, tags: Option<Vec<Name>>, replaces: Option<u8>, account: Option<&str>) -> Done {
-        let subscribe = Subscribe {
+        let subscribe = Subscribe { tags, replaces: replaces.map(id_of), ..self.subscribing(who, account) };
+        let op = prepare_subscribe(subscribe, None, &self.preparing());
+        self.hand_over(op)
+    }
+
+    fn subscribing(&mut self, who: u8, account: Option<&str>) -> Subscribe {
+        Subscribe {
             app: self.apps[0].clone(),
             subscription: self.subscription(who),
             account: account.map(Account::from),
             name: None,
             user_agent: None,
             scopes: None,
-            tags,
+            tags: None,
             attributes: None,
-            replaces: replaces.map(id_of),
+            replaces: None,
             confirm: None,
-        };
-        let op = prepare_subscribe(subscribe, None, &self.preparing());
-        self.hand_over(op)
+        }
     }
 
     fn message(&self, to: To) -> Send {
@@ -900,4 +904,27 @@ fn an_erase_that_was_refused_and_is_there_after_all_is_finished() {
     assert_eq!(named(&mut world, 0, "anna"), 2);
     world.sweep();
     assert_eq!((named(&mut world, 0, "anna"), world.rows_with(family::META, b"erase/")), (0, 0));
+}
+
+#[test]
+fn all_whose_time_has_come_are_looked_at_before_the_sweep_waits() {
+    let mut world = World::new();
+    for who in 0..20 {
+        let mut subscribe = world.subscribing(who, None);
+        subscribe.subscription.expiration = Some(clock::now());
+        let op = prepare_subscribe(subscribe, None, &world.preparing());
+        world.hand_over(op);
+    }
+    std::thread::sleep(Duration::from_millis(2));
+    let mut told = 0;
+    loop {
+        let goes_on = world.sweep_once();
+        let now = world.events().len();
+        assert!(now - told <= 4, "{} in one checkpoint", now - told);
+        told = now;
+        if !goes_on {
+            break;
+        }
+    }
+    assert_eq!(told, 20);
 }
