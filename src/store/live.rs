@@ -255,12 +255,21 @@ pub struct Batches {
     evictions: AtomicUsize,
     fresh_used: Arc<AtomicUsize>,
     fresh_limit: usize,
+    #[cfg(test)]
+    asked: AtomicUsize,
 }
 
 impl Batches {
     /// At most `fresh_limit` bytes of rows travel with fresh commits.
     pub fn new(fresh_limit: usize) -> Batches {
-        Batches { map: Mutex::default(), evictions: AtomicUsize::new(0), fresh_used: Arc::default(), fresh_limit }
+        Batches {
+            map: Mutex::default(),
+            evictions: AtomicUsize::new(0),
+            fresh_used: Arc::default(),
+            fresh_limit,
+            #[cfg(test)]
+            asked: AtomicUsize::new(0),
+        }
     }
 
     /// The batch, if it is in memory.
@@ -270,6 +279,8 @@ impl Batches {
 
     /// The batch, from memory or with the bytes (and, of a stretch, the shape) that `load` reads. Two that load at once get the same.
     pub fn get_or_load<E>(&self, id: BatchId, load: impl Fn() -> Result<Loaded, E>) -> Result<Arc<Batch>, E> {
+        #[cfg(test)]
+        self.asked.fetch_add(1, Ordering::Relaxed);
         // Read outside the lock. Meanwhile another may have loaded it, changed it, and seen it evicted: then what was read here
         // is out of date, so it is read again.
         loop {
@@ -308,6 +319,12 @@ impl Batches {
         debug_assert!(batch.fresh.is_some());
         map.insert(id, batch.clone());
         Some(batch)
+    }
+
+    /// How often a batch was asked for.
+    #[cfg(test)]
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Forgets what nobody holds or is busy with. Called by the writer alone, which holds what the next checkpoint writes.

@@ -407,46 +407,40 @@ impl Sweep {
             };
             let path = self.store.path(wanted)?;
             for service in services {
-                while self.store.open_stretch(&list, &path, service)?.is_some() {
+                // Those that were opened before, then each new one: a stretch is looked at once in a round.
+                for shape in open_shapes(&list, service) {
+                    self.count_stretch(key, &list, service, &shape)?;
+                }
+                while let Some(shape) = self.store.open_stretch(&list, &path, service)? {
                     if self.stop.load(Ordering::Relaxed) {
                         return Ok(());
                     }
-                    self.count_open(key, &list, service)?;
+                    self.count_stretch(key, &list, service, &shape)?;
                 }
-                self.count_open(key, &list, service)?;
             }
             self.send(Settle::Walked(key));
         }
         Ok(())
     }
 
-    /// Ends what of the open stretches of a walk nobody is busy with.
-    fn count_open(&self, key: ListKey, list: &List, service: Service) -> Result<(), ReadError> {
-        let open: Vec<Arc<Shape>> = {
-            let state = list_state(list);
-            let walk = state.walks.as_ref().and_then(|walks| walks.get(&service));
-            walk.map_or_else(Vec::new, |walk| {
-                walk.open.values().filter(|open| !open.done).map(|open| open.shape.clone()).collect()
-            })
-        };
-        for shape in open {
-            let batch = self.store.stretch(list.stretch(service, shape.first), &shape)?;
-            let claimed = batch.claim(0, u16::MAX);
-            if claimed.is_empty() {
-                continue;
+    /// Ends what of an open stretch of a walk nobody is busy with.
+    fn count_stretch(&self, key: ListKey, list: &List, service: Service, shape: &Arc<Shape>) -> Result<(), ReadError> {
+        let batch = self.store.stretch(list.stretch(service, shape.first), shape)?;
+        let claimed = batch.claim(0, u16::MAX);
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        match self.store.judge(&batch, list, &claimed) {
+            Ok((matched, absent)) => {
+                let matched = matched.iter().map(|delivery| delivery.id.index).collect();
+                self.send(Settle::Rest { batch, list: key, matched, absent });
+                Ok(())
             }
-            match self.store.judge(&batch, list, &claimed) {
-                Ok((matched, absent)) => {
-                    let matched = matched.iter().map(|delivery| delivery.id.index).collect();
-                    self.send(Settle::Rest { batch, list: key, matched, absent });
-                }
-                Err(error) => {
-                    claimed.iter().for_each(|place| batch.release(*place));
-                    return Err(error);
-                }
+            Err(error) => {
+                claimed.iter().for_each(|place| batch.release(*place));
+                Err(error)
             }
         }
-        Ok(())
     }
 
     /// Subscriptions whose `expirationTime` has passed, and gone ones that cannot be undone any more: so many in one checkpoint, and
@@ -863,6 +857,13 @@ impl Sweep {
         swept.and(looked).and_then(|()| self.look_at_fallbacks(now)).expect("the store is open");
         self.blanking.is_some() || self.looking.is_some()
     }
+}
+
+/// The stretches of a walk of which something is still to be settled.
+fn open_shapes(list: &List, service: Service) -> Vec<Arc<Shape>> {
+    let state = list_state(list);
+    let walk = state.walks.as_ref().and_then(|walks| walks.get(&service));
+    walk.map_or_else(Vec::new, |walk| walk.open.values().filter(|open| !open.done).map(|open| open.shape.clone()).collect())
 }
 
 type Ranges = Vec<(&'static str, Vec<u8>, Vec<u8>)>;

@@ -928,3 +928,22 @@ fn all_whose_time_has_come_are_looked_at_before_the_sweep_waits() {
     }
     assert_eq!(told, 20);
 }
+
+#[test]
+fn a_stretch_is_counted_once_in_a_round() {
+    let mut world = World::new();
+    for who in 0..200 {
+        world.subscribe(who, None, None, None);
+    }
+    world.campaign(None, false, false, false);
+    assert_eq!(
+        world.hand_over(Op::Cancel { target: Target::Message(world.messages[0].id), apps: world.apps.clone() }),
+        Done::Done
+    );
+    let before = world.run().store.batches.asked();
+    let now = world.now();
+    world.run().sweep.play(now);
+    let asked = world.run().store.batches.asked() - before;
+    // Three subscriptions a stretch, of two services.
+    assert!((60..=70).contains(&asked), "{asked}");
+}
