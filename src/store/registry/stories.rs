@@ -137,7 +137,7 @@ impl Running {
         let settings = Settings {
             checkpoint_interval: Duration::from_secs(3_600),
             max_pending: 1_000_000,
-            log: Ending::ALL.into_iter().map(EventType::Ended).chain([EventType::Unreachable]).collect(),
+            log: Ending::ALL.into_iter().map(EventType::Ended).chain([EventType::Unreachable, EventType::Shown]).collect(),
             first_keys: HashMap::new(),
             apps: apps.clone(),
             browsers_per_account: 2,
@@ -904,6 +904,30 @@ fn an_erase_that_was_refused_and_is_there_after_all_is_finished() {
     assert_eq!(named(&mut world, 0, "anna"), 2);
     world.sweep();
     assert_eq!((named(&mut world, 0, "anna"), world.rows_with(family::META, b"erase/")), (0, 0));
+}
+
+#[test]
+fn what_is_told_of_a_line_is_told_once_though_it_was_refused_first() {
+    let mut world = World::new();
+    let apps = world.apps.clone();
+    world.subscribe(0, None, None, Some("anna"));
+    let id = world.deliver("anna");
+    let seen = || Op::Feedback { id, subscription: id_of(0), kind: EventType::Shown, apps: apps.clone() };
+    let nobody = |world: &World| {
+        let send = Send { fallback: Some(60.0), ..world.message(to_account("nobody")) };
+        Op::Send(Box::new(prepare_send(send, &world.preparing())))
+    };
+    for how in [Failing::Unwritten, Failing::Unwritten] {
+        assert!(matches!(world.refused(seen(), how), Done::Failed { .. }));
+        let op = nobody(&world);
+        assert!(matches!(world.refused(op, how), Done::Failed { .. }));
+    }
+    assert_eq!(world.hand_over(seen()), Done::Updated);
+    let op = nobody(&world);
+    assert!(matches!(world.hand_over(op), Done::Taken { .. }));
+    let events = world.events();
+    let told = |word: &str| events.iter().filter(|event| event.contains(word)).count();
+    assert_eq!((told("\"shown\""), told("no_subscription")), (1, 1), "{events:?}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use crate::ingest::request::EventType;
 use crate::message::{Ending, MessageId, Reference, Service, SubscriptionId, UnixMillis};
 use crate::store::Store;
+use crate::store::record::Put;
+use crate::store::writer::settle::ERASED;
 
 /// What an event tells of.
 #[derive(Clone, Copy)]
@@ -40,6 +42,40 @@ pub(super) struct Event<'a> {
     pub(super) status: Option<u16>,
     pub(super) reason: Option<&'a str>,
     pub(super) count: Option<u64>,
+}
+
+/// Events that are written together, a line each.
+#[derive(Default)]
+pub(super) struct Events {
+    lines: Vec<u8>,
+    count: u32,
+}
+
+impl Events {
+    pub(super) fn push(&mut self, event: &Event<'_>, store: &Store) {
+        let erased = Event { subscription: None, reference: None, account: None, ..*event };
+        let event = if event.reason == Some(ERASED) { &erased } else { event };
+        if self.count > 0 {
+            self.lines.push(b'\n');
+        }
+        event.write(&mut self.lines, store);
+        self.count += 1;
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The row of these events and, behind them, others.
+    pub(super) fn row_with(&self, others: &Events) -> Vec<u8> {
+        let mut row = Put::versioned();
+        row.u32(self.count + others.count).bytes(&self.lines);
+        if self.count > 0 && others.count > 0 {
+            row.bytes(b"\n");
+        }
+        row.bytes(&others.lines);
+        row.0
+    }
 }
 
 impl Event<'_> {

@@ -53,6 +53,7 @@ use crate::store::record::{self, Take};
 use crate::store::registry::row::Fallback;
 use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
+use crate::store::writer::event::Events;
 use crate::store::writer::parking::load_presence;
 use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{holder_from, load_erasures, load_lists, load_rules};
@@ -211,8 +212,7 @@ struct Checkpoint {
     due: BTreeMap<DueKey, Option<Vec<u8>>>,
     held: BTreeMap<Vec<u8>, bool>,
     expiry: BTreeMap<Vec<u8>, bool>,
-    events: Vec<u8>,
-    event_count: u32,
+    events: Events,
     /// Other rows: family, key, and the value, or None where it goes.
     rows: Vec<Change>,
     ranges: Vec<(&'static str, Vec<u8>, Vec<u8>)>,

@@ -175,9 +175,7 @@ impl Writer {
                 deliveries: ids.iter().filter_map(own).collect(),
             };
             if ids.is_empty() {
-                self.tell_unreachable(&fallback, "no_subscription", group.now);
-                self.checkpoint.touch();
-                self.checkpoint.forced = true;
+                self.event_of_group(&unreachable_event(&fallback, "no_subscription", group.now), group);
             } else {
                 let at = row::fallback_key(message.at.max(group.now).plus(after), message.id, n);
                 group.registry.put(family::INDEX, at, fallback.encode());
@@ -190,7 +188,7 @@ impl Writer {
         match decided {
             Decided::Unreachable => {
                 let reason = if fallback.shown { "not_shown" } else { "not_accepted" };
-                self.tell_unreachable(&fallback, reason, clock::now());
+                self.event(&unreachable_event(&fallback, reason, clock::now()));
             }
             Decided::Reached => {}
             Decided::Again(time) => {
@@ -203,23 +201,24 @@ impl Writer {
         }
         self.checkpoint.rows.push((family::INDEX, key, None));
     }
+}
 
-    fn tell_unreachable(&mut self, fallback: &Fallback, reason: &'static str, now: UnixMillis) {
-        self.event(&Event {
-            time: now,
-            what: What::Unreachable,
-            id: Some(fallback.id),
-            message_ref: fallback.reference.as_deref(),
-            label: fallback.label.as_deref(),
-            subscription: None,
-            reference: None,
-            account: Some(&fallback.account),
-            app: &fallback.app,
-            service: None,
-            status: None,
-            reason: Some(reason),
-            count: None,
-        });
+/// The event that nobody was reached.
+fn unreachable_event<'a>(fallback: &'a Fallback, reason: &'static str, now: UnixMillis) -> Event<'a> {
+    Event {
+        time: now,
+        what: What::Unreachable,
+        id: Some(fallback.id),
+        message_ref: fallback.reference.as_deref(),
+        label: fallback.label.as_deref(),
+        subscription: None,
+        reference: None,
+        account: Some(&fallback.account),
+        app: &fallback.app,
+        service: None,
+        status: None,
+        reason: Some(reason),
+        count: None,
     }
 }
 

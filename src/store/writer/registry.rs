@@ -462,9 +462,8 @@ impl Writer {
             Some(number) => self.find(number, subscription, group)?.and_then(|(_, stored)| stored.subscription.account),
             None => None,
         };
-        // The event lies in the same batch as what it tells of.
         let told: &dyn Fn() -> SubscriptionId = &|| subscription;
-        self.event(&Event {
+        let event = Event {
             time: group.now,
             what: What::Feedback(kind),
             id: Some(id),
@@ -478,9 +477,8 @@ impl Writer {
             status: None,
             reason: None,
             count: None,
-        });
-        self.checkpoint.touch();
-        self.checkpoint.forced = true;
+        };
+        self.event_of_group(&event, group);
         Ok(Done::Updated)
     }
 

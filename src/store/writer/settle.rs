@@ -17,6 +17,7 @@ use crate::store::writer::event::{Event, What};
 use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{held_key, holder_row, rule_key, rule_row};
 use crate::store::writer::stats::StatsKey;
+use crate::store::writer::take::Group;
 use crate::store::writer::{Settle, Settled, Settlement, Writer};
 use crate::store::{family, list_state};
 
@@ -441,17 +442,19 @@ impl Writer {
     }
 
     pub(super) fn event(&mut self, event: &Event<'_>) {
-        if !self.settings.log.contains(&event.what.kind()) {
-            return;
+        if self.settings.log.contains(&event.what.kind()) {
+            self.checkpoint.touch();
+            self.checkpoint.events.push(event, &self.store);
         }
-        let erased = Event { subscription: None, reference: None, account: None, ..*event };
-        let event = if event.reason == Some(ERASED) { &erased } else { event };
-        self.checkpoint.touch();
-        if self.checkpoint.event_count > 0 {
-            self.checkpoint.events.push(b'\n');
+    }
+
+    /// An event of what a line has changed: it lies in the same batch, and is gone with the group if that is refused.
+    pub(super) fn event_of_group(&mut self, event: &Event<'_>, group: &mut Group) {
+        if self.settings.log.contains(&event.what.kind()) {
+            self.checkpoint.touch();
+            self.checkpoint.forced = true;
+            group.events.push(event, &self.store);
         }
-        event.write(&mut self.checkpoint.events, &self.store);
-        self.checkpoint.event_count += 1;
     }
 }
 

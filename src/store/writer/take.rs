@@ -20,6 +20,7 @@ use crate::store::registry::row::presence_key;
 use crate::store::registry::walk::Wanted;
 use crate::store::watch::Watch;
 use crate::store::writer::Writer;
+use crate::store::writer::event::Events;
 use crate::store::writer::overlay::Overlay;
 use crate::store::writer::rows::{held_key, list_counts_row, list_message_row, list_state_row, read_idempotency, read_topic};
 use crate::store::writer::stats::StatsKey;
@@ -609,6 +610,8 @@ pub(super) struct Group {
     /// A label or an app was cancelled: the sweep is told when that is on disk.
     pub(super) cancels: bool,
     pub(super) idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
+    /// What its lines tell of.
+    pub(super) events: Events,
     /// What its lines change of the registry.
     pub(super) registry: Overlay,
     /// Who is erased, up to which message; and what the sweep has to do for that.
@@ -641,6 +644,7 @@ impl Group {
             added: 0,
             cancels: false,
             idempotency: HashMap::new(),
+            events: Events::default(),
             registry: Overlay::default(),
             erased: Vec::new(),
             erasures: Vec::new(),

@@ -195,13 +195,11 @@ impl Writer {
             for (family, from, to) in &checkpoint.ranges {
                 rows.delete_range(&reader, family, from, to);
             }
-            if checkpoint.event_count > 0 {
+            built.events = checkpoint.events.count() + group.events.count();
+            if built.events > 0 {
                 let first = *self.store.events_end.borrow();
-                let mut row = Put::versioned();
-                row.u32(checkpoint.event_count).bytes(&checkpoint.events);
-                rows.put(&reader, family::EVENTS, number(first), &row.0);
-                rows.put(&reader, family::META, "events_end", number(first + u64::from(checkpoint.event_count)));
-                built.events = checkpoint.event_count;
+                rows.put(&reader, family::EVENTS, number(first), checkpoint.events.row_with(&group.events));
+                rows.put(&reader, family::META, "events_end", number(first + u64::from(built.events)));
             }
             self.stats.put_ended(&reader, rows);
         }
