@@ -256,6 +256,9 @@ pub struct Store {
     /// Makes the next writes fail.
     #[cfg(test)]
     failing: Mutex<Option<testing::Failing>>,
+    /// Keys that the writer has walked over to know what belongs together.
+    #[cfg(test)]
+    walked: std::sync::atomic::AtomicUsize,
 }
 
 /// Names and numbers of push services; each service's origins as far as they matter: none, one, or several.
@@ -475,6 +478,8 @@ impl Store {
             corrupt_rows: AtomicU64::new(0),
             #[cfg(test)]
             failing: Mutex::default(),
+            #[cfg(test)]
+            walked: Default::default(),
         };
         store.read_meta(allowed)?;
         store.read_registry().map_err(|ReadError| OpenError::Database("the registry cannot be read".to_owned()))?;

@@ -115,6 +115,7 @@ type Of = (MessageId, SubscriptionKey);
 struct World {
     directory: tempfile::TempDir,
     apps: Apps,
+    browsers_per_account: usize,
     running: Option<Running>,
     ahead: u64,
     /// Who is there by now, with the tag.
@@ -126,7 +127,7 @@ struct World {
 }
 
 impl Running {
-    fn start(directory: &std::path::Path, apps: &Apps) -> Running {
+    fn start(directory: &std::path::Path, apps: &Apps, browsers_per_account: usize) -> Running {
         let allowed: Vec<String> = HOSTS.iter().map(|host| (*host).to_owned()).collect();
         let store = Arc::new(Store::open(directory, &testing::settings(), &allowed).expect("it opens"));
         let (wake, _rung) = bounded(1);
@@ -140,7 +141,7 @@ impl Running {
             log: Ending::ALL.into_iter().map(EventType::Ended).chain([EventType::Unreachable, EventType::Shown]).collect(),
             first_keys: HashMap::new(),
             apps: apps.clone(),
-            browsers_per_account: 2,
+            browsers_per_account,
             undo: 604_800_000,
             grace: 120_000,
         };
@@ -185,12 +186,17 @@ fn tag_name(tag: u8) -> Name {
 
 impl World {
     fn new() -> World {
+        World::with_accounts_of(2)
+    }
+
+    fn with_accounts_of(browsers_per_account: usize) -> World {
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         let apps: Apps = Arc::new(vec![Arc::from("shop")]);
-        let running = Some(Running::start(directory.path(), &apps));
+        let running = Some(Running::start(directory.path(), &apps, browsers_per_account));
         World {
             directory,
             apps,
+            browsers_per_account,
             running,
             ahead: 0,
             there: BTreeMap::new(),
@@ -527,7 +533,7 @@ impl World {
     fn crash(&mut self) {
         self.running = None;
         self.ended = self.ended_on_disk.clone();
-        self.running = Some(Running::start(self.directory.path(), &self.apps));
+        self.running = Some(Running::start(self.directory.path(), &self.apps, self.browsers_per_account));
         self.run().writer.force();
         self.pump();
         self.check();
@@ -970,4 +976,30 @@ fn a_stretch_is_counted_once_in_a_round() {
     let asked = world.run().store.batches.asked() - before;
     // Three subscriptions a stretch, of two services.
     assert!((60..=70).contains(&asked), "{asked}");
+}
+
+#[test]
+fn the_browsers_of_a_crowd_are_not_counted_for_each_that_comes() {
+    let mut world = World::with_accounts_of(120);
+    let there = |done: Done| matches!(done, Done::Subscribed { .. });
+    for who in 0..120 {
+        let before = world.run().store.walked.load(Ordering::Relaxed);
+        assert!(there(world.subscribe(who, None, None, Some("kiosk"))), "{who}");
+        let walked = world.run().store.walked.load(Ordering::Relaxed) - before;
+        assert_eq!(walked, if who <= 64 { usize::from(who) } else { 0 }, "rows that are read when {who} are there");
+    }
+    assert!(!there(world.subscribe(120, None, None, Some("kiosk"))), "full");
+    // Every way in and out is counted.
+    world.act(&Act::Unsubscribe(0));
+    let refused = world.subscribing(120, Some("kiosk"));
+    let refused = prepare_subscribe(refused, None, &world.preparing());
+    assert!(!there(world.refused(refused, Failing::Unwritten)));
+    assert!(there(world.subscribe(120, None, None, Some("kiosk"))), "one has left");
+    assert!(!there(world.subscribe(121, None, None, Some("kiosk"))), "full");
+    assert!(there(world.subscribe(1, None, None, Some("another"))), "it moves");
+    assert!(there(world.subscribe(121, None, Some(2), Some("kiosk"))), "one is replaced");
+    assert!(there(world.subscribe(122, None, None, Some("kiosk"))), "one has moved");
+    assert!(!there(world.subscribe(123, None, None, Some("kiosk"))), "full");
+    world.crash();
+    assert!(!there(world.subscribe(123, None, None, Some("kiosk"))), "full after a start");
 }

@@ -44,7 +44,9 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::clock;
 use crate::ingest::request::EventType;
 use crate::limits::CHECKPOINT_OUTCOMES;
-use crate::message::{BatchId, Delivery, DeliveryId, Ending, KeyId, Service, SubscriptionId, SubscriptionKey, UnixMillis};
+use crate::message::{
+    AccountHash, BatchId, Delivery, DeliveryId, Ending, KeyId, Service, SubscriptionId, SubscriptionKey, UnixMillis,
+};
 use crate::metrics;
 use crate::store::commit::{Apps, Writes};
 use crate::store::key::{DueKey, Waiting};
@@ -186,6 +188,8 @@ pub struct Writer {
     releasing: VecDeque<Holder>,
     /// The next subscription of each service gets this number.
     next_serial: HashMap<Service, u64>,
+    /// Accounts with many browsers, and how many: as of the group under construction.
+    crowds: HashMap<AccountHash, usize>,
     /// Campaigns that are over and have met everybody: what ended with them is to be told.
     walked_out: Vec<ListKey>,
     /// What is to end as soon as nobody is busy with it.
@@ -292,6 +296,7 @@ impl Writer {
             endings: metrics::Endings::default(),
             releasing,
             next_serial,
+            crowds: HashMap::new(),
             walked_out: Vec::new(),
             pursued: HashMap::new(),
             last_turn: Instant::now(),

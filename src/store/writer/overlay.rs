@@ -40,6 +40,8 @@ impl Overlay {
             keys.insert(key.to_vec(), true);
             true
         })?;
+        #[cfg(test)]
+        store.walked.fetch_add(keys.len(), std::sync::atomic::Ordering::Relaxed);
         let changed =
             self.0.range((family, prefix.to_vec())..).take_while(|((of, key), _)| *of == family && key.starts_with(prefix));
         for ((_, key), value) in changed {

@@ -25,6 +25,11 @@ use crate::store::{ReadError, Store, family, number};
 /// `seen` is written once a day.
 const SEEN_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 
+/// An account with so many browsers is not counted anew for each that comes.
+const CROWD: usize = 64;
+/// Such accounts that are kept in memory.
+const CROWDS: usize = 4_096;
+
 /// Both rows of a subscription.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stored {
@@ -114,6 +119,7 @@ impl Writer {
         new: Option<&Stored>,
         group: &mut Group,
     ) -> Result<(), ReadError> {
+        self.recount(old, new);
         let at = row::subscription_key(key);
         let undo = self.settings.undo;
         let before = old.map_or_else(BTreeMap::new, |stored| derived(key, stored, undo));
@@ -230,16 +236,47 @@ impl Writer {
     }
 
     /// A disabled account takes no new browser, and no account more than it may have.
-    fn may_have_one_more(&self, app: App, account: &str, room: usize, group: &Group) -> Result<(), Failure> {
+    fn may_have_one_more(&mut self, app: App, account: &str, room: usize, group: &Group) -> Result<(), Failure> {
         if self.store.registry.is_disabled(account_hash(app, account)) {
             return Err(Failure::of(Code::NotAllowed, Some("account"), "this account is disabled"));
         }
         let most = self.settings.browsers_per_account;
-        if self.account_keys(app, account, group)?.len() >= most + room {
+        if self.browsers_of(app, account, group)? >= most + room {
             let message = format!("this account has {most} browsers already (registry.browsers_per_account)");
             return Err(Failure::of(Code::NotAllowed, Some("account"), &message));
         }
         Ok(())
+    }
+
+    /// How many browsers an account has. Of one that has many it is kept, so that they are counted once and not for each that comes.
+    fn browsers_of(&mut self, app: App, account: &str, group: &Group) -> Result<usize, ReadError> {
+        let who = account_hash(app, account);
+        if let Some(browsers) = self.crowds.get(&who) {
+            return Ok(*browsers);
+        }
+        let browsers = self.account_keys(app, account, group)?.len();
+        if browsers >= CROWD {
+            if self.crowds.len() >= CROWDS {
+                self.crowds.clear();
+            }
+            self.crowds.insert(who, browsers);
+        }
+        Ok(browsers)
+    }
+
+    /// A subscription may belong to another account now.
+    fn recount(&mut self, old: Option<&Stored>, new: Option<&Stored>) {
+        if self.crowds.is_empty() {
+            return;
+        }
+        for (stored, step) in [(old, -1), (new, 1)] {
+            let account = stored.and_then(|stored| Some((stored.subscription.app, stored.subscription.account.as_ref()?)));
+            if let Some((app, account)) = account
+                && let Some(browsers) = self.crowds.get_mut(&account_hash(app, account))
+            {
+                *browsers = browsers.saturating_add_signed(step);
+            }
+        }
     }
 
     pub(super) fn take_update(&mut self, update: Update, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {

@@ -312,6 +312,8 @@ impl Writer {
         for (who, enabled) in group.switched.into_iter().rev() {
             self.store.registry.set_disabled(who, enabled);
         }
+        // Counted anew.
+        self.crowds.clear();
         if !group.origins.is_empty() {
             // They stay known in memory, so no later group would write them.
             self.checkpoint.touch();
