@@ -645,11 +645,16 @@ impl RuleSet {
 
     /// Whether this recipient was erased after the message had come.
     pub fn erases(&self, id: MessageId, recipient: &Recipient) -> bool {
-        let before = |who: &Holder| self.cancelled.get(who).is_some_and(|upto| (id.commit(), id.place()) < *upto);
         let account = || recipient.registered.and_then(|registered| registered.account);
+        self.erasing && self.erases_named(id, recipient.subscription_id(), account())
+    }
+
+    /// The same of a recipient that is known by name only.
+    pub fn erases_named(&self, id: MessageId, subscription: SubscriptionId, account: Option<AccountHash>) -> bool {
+        let before = |who: &Holder| self.cancelled.get(who).is_some_and(|upto| (id.commit(), id.place()) < *upto);
         self.erasing
-            && (before(&Holder::Subscription(subscription_hash(recipient.subscription_id())))
-                || account().is_some_and(|who| before(&Holder::Account(who))))
+            && (before(&Holder::Subscription(subscription_hash(subscription)))
+                || account.is_some_and(|who| before(&Holder::Account(who))))
     }
 
     /// Whether the message is held back.

@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::encrypt::{load, unread};
-use crate::ingest::request::{Code, Devices, Erase, EventType, Payload, Send, Subscribe, Target, To, Whose};
+use crate::ingest::request::{Code, Devices, Erase, EventType, Payload, Read, Send, Subscribe, Target, To, Whose};
 use crate::message::{
-    Account, Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Name, Origin, Recipient, Segment, SubscriptionId,
+    Account, Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Name, Origin, Recipient, Reference, Segment, SubscriptionId,
     SubscriptionKey, UnixMillis,
 };
 use crate::schedule::origins::Table;
@@ -934,6 +934,27 @@ fn what_is_told_of_a_line_is_told_once_though_it_was_refused_first() {
     let events = world.events();
     let told = |word: &str| events.iter().filter(|event| event.contains(word)).count();
     assert_eq!((told("\"shown\""), told("no_subscription")), (1, 1), "{events:?}");
+}
+
+#[test]
+fn what_was_read_is_told_with_account_and_ref() {
+    // As a single, and as a list.
+    for rate in [None, Some(1e6)] {
+        let mut world = World::new();
+        let apps = world.apps.clone();
+        let mut subscribe = world.subscribing(0, Some("anna"));
+        subscribe.subscription.reference = Some(Reference::Text("phone".to_owned()));
+        let op = prepare_subscribe(subscribe, None, &world.preparing());
+        world.hand_over(op);
+        let later = Some(clock::now().plus(600_000));
+        let id = world.send(Send { at: later, rate, ..world.message(to_account("anna")) });
+        let who = Whose { account: Account::from("anna"), app: None };
+        assert_eq!(world.hand_over(Op::MarkRead { who, what: Read::Message(id), apps }), Done::Withdrawn(1));
+        let events = world.events();
+        let event: serde_json::Value = serde_json::from_str(&events[0]).expect("JSON");
+        assert_eq!((&event["type"], &event["reason"]), (&"cancelled".into(), &"read".into()), "{events:?}");
+        assert_eq!((&event["account"], &event["ref"]), (&"anna".into(), &"phone".into()), "{events:?}");
+    }
 }
 
 #[test]

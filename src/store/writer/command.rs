@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::ingest::request::{Code, Target};
-use crate::message::{Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
+use crate::message::{AccountHash, Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
 use crate::store::commit::{Apps, Done};
 use crate::store::key::{self, DueKey};
 use crate::store::live::{Holder, List, ListKey};
@@ -12,6 +12,7 @@ use crate::store::record::{self, Head};
 use crate::store::writer::Writer;
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{holder_prefix, holder_row, rule_key, rule_row};
+use crate::store::writer::settle::ERASED;
 use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, family, list_state};
 
@@ -98,24 +99,37 @@ impl Writer {
         let service = delivery.batch.lane().service;
         let key = self.settings.first_keys.get(&app).copied();
         self.ended(1, ending, &app, label.as_ref(), service, key, now);
-        let known = entry.map(|entry| entry.subscription).or_else(|| loaded.map(|delivery| delivery.recipient.subscription_id()));
+        let recipient = entry
+            .map(|entry| (entry.subscription, entry.account))
+            .or_else(|| loaded.map(|delivery| (delivery.recipient.subscription_id(), account_of(delivery))));
+        let erased = recipient.is_some_and(|(known, account)| self.store.rules.load().erases_named(id, known, account));
         let told: Option<&dyn Fn() -> SubscriptionId> = None;
-        let subscription = move || known.expect("only called if it is known");
+        let subscription = || recipient.expect("only called if it is known").0;
+        let of_row = entry
+            .map_or_else(|| loaded.and_then(|delivery| delivery.recipient.reference.as_ref()), |entry| entry.reference.as_ref());
+        // What waits for one of the registry says neither whose it is nor the reference.
+        let known = match (of_row, loaded.and_then(|delivery| delivery.recipient.registered), recipient) {
+            (Some(_), ..) => None,
+            (None, Some(registered), _) => self.store.known(registered.key).ok().flatten(),
+            (None, None, Some((known, account))) if account.is_some() || ending == Ending::Cancelled => {
+                self.store.subscription(known, &Apps::new(vec![app.clone()])).ok().flatten()
+            }
+            (None, None, _) => None,
+        };
+        let of_registry = known.as_ref().map(|known| &known.subscription);
         self.event(&Event {
             time: now,
             what: What::Ended(ending),
             id: Some(id),
             message_ref: message_ref.as_deref(),
             label: label.as_deref(),
-            subscription: if known.is_some() { Some(&subscription) } else { told },
-            reference: entry
-                .and_then(|entry| entry.reference.as_ref())
-                .or_else(|| loaded.and_then(|delivery| delivery.recipient.reference.as_ref())),
-            account: None,
+            subscription: if recipient.is_some() { Some(&subscription) } else { told },
+            reference: of_row.or_else(|| of_registry?.recipient.reference.as_ref()),
+            account: of_registry.and_then(|of| of.account.as_deref()),
             app: &app,
             service: Some(service),
             status: None,
-            reason: Some(reason),
+            reason: Some(if erased { ERASED } else { reason }),
             count: None,
         });
     }
@@ -360,6 +374,10 @@ impl Writer {
         }
         self.checkpoint.forced = true;
     }
+}
+
+fn account_of(delivery: &Delivery) -> Option<AccountHash> {
+    delivery.recipient.registered.and_then(|registered| registered.account)
 }
 
 /// Rows that `resume` moves between two looks at the channels.
