@@ -958,6 +958,32 @@ fn what_was_read_is_told_with_account_and_ref() {
 }
 
 #[test]
+fn a_subscribe_whose_confirm_is_not_taken_changes_nothing() {
+    let mut world = World::new();
+    world.subscribe(2, None, None, None);
+    let store = world.run().store.clone();
+    let op = |world: &mut World, who, replaces: Option<u8>| {
+        let subscribe = Subscribe { replaces: replaces.map(id_of), ..world.subscribing(who, Some("anna")) };
+        let confirm = world.message(To::Ids(vec![id_of(who)]));
+        prepare_subscribe(subscribe, Some(confirm), &world.preparing())
+    };
+    // As many wait as may.
+    let pending = store.pending.swap(1_000_000, Ordering::Relaxed);
+    let refused = op(&mut world, 1, Some(2));
+    let done = world.hand_over(refused);
+    assert!(matches!(&done, Done::Failed { problem, .. } if problem.code == Code::Overloaded), "{done:?}");
+    let there = |who| store.find_subscription(1, id_of(who)).expect("read").is_some();
+    assert_eq!((there(1), there(2)), (false, true));
+    // Nothing is sent to one that is known, so nothing is against it.
+    let known = op(&mut world, 2, None);
+    assert_eq!(world.hand_over(known), Done::Subscribed { id: id_of(2), created: false });
+    store.pending.store(pending, Ordering::Relaxed);
+    let taken = op(&mut world, 1, None);
+    assert_eq!(world.hand_over(taken), Done::Subscribed { id: id_of(1), created: true });
+    assert_eq!(store.pending.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn all_whose_time_has_come_are_looked_at_before_the_sweep_waits() {
     let mut world = World::new();
     for who in 0..20 {

@@ -220,16 +220,21 @@ impl Writer {
             let room = leaves.iter().filter(|(_, stored)| stored.subscription.account.as_ref() == Some(account)).count();
             self.may_have_one_more(app, account, room, group)?;
         }
+        let created = old.is_none();
+        // Nothing is changed before it is sure that the message, too, is taken.
+        let confirm = confirm.filter(|_| created);
+        if let Some(failure) = confirm.as_ref().and_then(|_| self.closed_door(1)) {
+            return Err(failure);
+        }
         if let Some((other, stored)) = leaves {
             self.put_stored(other, Some(&stored), None, group)?;
         }
-        let created = old.is_none();
         let key = match key {
             Some(key) => key,
             None => self.new_key(stored.subscription.recipient.service, group),
         };
         self.put_stored(key, old.as_ref(), Some(&stored), group)?;
-        if created && let Some(confirm) = confirm {
+        if let Some(confirm) = confirm {
             self.take_send(*confirm, group)?;
         }
         Ok(Done::Subscribed { id, created })
