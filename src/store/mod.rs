@@ -43,7 +43,7 @@ use rocksdb::{
 
 use crate::clock;
 use crate::config;
-use crate::message::{MessageId, Origin, Service, UnixMillis};
+use crate::message::{Origin, Service, UnixMillis};
 use crate::store::erase::Erasures;
 use crate::store::live::{Batches, Lists, Rules, lock};
 use crate::store::presence::Presence;
@@ -232,8 +232,6 @@ pub struct Store {
     pub registry: Registry,
     /// Changed by the writer, asked by the workers.
     pub presence: Mutex<Presence>,
-    /// `test`s that wait for their results, by message.
-    pub watches: Mutex<HashMap<MessageId, watch::Watch>>,
     /// Erasures that the sweep has still to finish.
     pub erasures: Erasures,
     pub gates: Gates,
@@ -465,7 +463,6 @@ impl Store {
             rules: Rules::default(),
             registry: Registry::default(),
             presence: Mutex::new(Presence::new(0)),
-            watches: Mutex::default(),
             erasures: Erasures::default(),
             gates: Gates::new(settings.checkpoint_interval),
             services: Services { names: RwLock::default(), origins: RwLock::default() },

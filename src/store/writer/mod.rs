@@ -45,7 +45,7 @@ use crate::clock;
 use crate::ingest::request::EventType;
 use crate::limits::CHECKPOINT_OUTCOMES;
 use crate::message::{
-    AccountHash, BatchId, Delivery, DeliveryId, Ending, KeyId, Service, SubscriptionId, SubscriptionKey, UnixMillis,
+    AccountHash, BatchId, Delivery, DeliveryId, Ending, KeyId, MessageId, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
 use crate::metrics;
 use crate::store::commit::{Apps, Writes};
@@ -53,6 +53,7 @@ use crate::store::key::{DueKey, Waiting};
 use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};
 use crate::store::record::{self, Take};
 use crate::store::registry::row::Fallback;
+use crate::store::watch::Watch;
 use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
 use crate::store::writer::event::Events;
@@ -192,6 +193,8 @@ pub struct Writer {
     crowds: HashMap<AccountHash, usize>,
     /// Campaigns that are over and have met everybody: what ended with them is to be told.
     walked_out: Vec<ListKey>,
+    /// `test`s that wait for their results.
+    watches: HashMap<MessageId, Watch>,
     /// What is to end as soon as nobody is busy with it.
     pursued: HashMap<DeliveryId, Pursuit>,
     /// When it last began to do what there was to do.
@@ -298,6 +301,7 @@ impl Writer {
             next_serial,
             crowds: HashMap::new(),
             walked_out: Vec::new(),
+            watches: HashMap::new(),
             pursued: HashMap::new(),
             last_turn: Instant::now(),
             last_checkpoint: Instant::now(),

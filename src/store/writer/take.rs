@@ -147,10 +147,9 @@ impl Writer {
         if let Some(results) = watch
             && count > 0
         {
-            let mut watches = lock(&self.store.watches);
             // Also of what a command ended, and of what was refused, nobody listens any more.
-            watches.retain(|_, watch| !watch.results.is_closed());
-            watches.insert(id, Watch { results, left: usize::try_from(count).unwrap_or(usize::MAX) });
+            self.watches.retain(|_, watch| !watch.results.is_closed());
+            self.watches.insert(id, Watch { results, left: usize::try_from(count).unwrap_or(usize::MAX) });
         }
         self.learn_origins(new_origins, group)?;
         for (service, key, count) in keys {
