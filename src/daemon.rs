@@ -41,7 +41,7 @@ use crate::exit::Exit;
 use crate::ingest::line::Rules;
 use crate::ingest::reply::format_time;
 use crate::ingest::request::Target;
-use crate::ingest::{self, Door, QUEUE_LINES, Socket};
+use crate::ingest::{self, Door, QUEUE_LINES, Socket, WALKS};
 use crate::message::{Encoding, Service, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -356,6 +356,7 @@ impl Daemon {
             places: Arc::new(Semaphore::new(QUEUE_LINES)),
             memory: Arc::new(Semaphore::new(memory_kib)),
             memory_kib,
+            walks: Arc::new(Semaphore::new(WALKS)),
             line_limit: config.ingest.line_limit,
             connections: config.ingest.connections,
             ttl0_patience: config.messages.ttl0_patience,

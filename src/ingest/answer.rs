@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock;
 use crate::ingest::registry::{ListError, Listing, bad_cursor, write_account, write_list, write_results, write_subscription};
 use crate::ingest::reply::{begin_ok, end, member, member_text, member_time, write_problem, write_rejected};
-use crate::ingest::request::{After, By, Code, EventType, Events, Problem, Rejected, Request, RequestId, State, Whose};
+use crate::ingest::request::{After, By, Code, EventType, Events, Of, Problem, Rejected, Request, RequestId, State, Whose};
 use crate::ingest::{Door, Socket, stopped, stopping, subscription_name};
 use crate::message::{Ending, MessageId, SubscriptionId, UnixMillis};
 use crate::metrics;
@@ -21,6 +21,7 @@ use crate::store::commit::Done;
 use crate::store::erase::Swept;
 use crate::store::read::{Status, StoredEvent};
 use crate::store::record::Counts;
+use crate::store::registry::walk::Wanted;
 use crate::store::{ReadError, Store, WriteError, watch};
 
 /// A client that takes nothing for so long is cut off.
@@ -215,7 +216,19 @@ impl Answerer {
 
     async fn read(&mut self, id: RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Gone> {
         let (door, socket) = (self.door.clone(), self.socket.clone());
+        let mut turn = None;
+        if walks(&request) {
+            // What is ready does not wait for the walk, nor for its turn.
+            self.flush(out, &mut Vec::new()).await?;
+            turn = turn_to_walk(&door.walks, &self.out, &mut door.stop.clone()).await?;
+            if turn.is_none() {
+                Refusal::stopping().write(&id, out);
+                return Ok(());
+            }
+        }
         let read = tokio::task::spawn_blocking(move || {
+            // Until the walk has ended, also if nobody wants to know any more.
+            let _turn = turn;
             let mut line = Vec::new();
             let told = read_request(&door, &socket, &id, request, &mut line);
             (id, told, line)
@@ -442,6 +455,35 @@ impl Answerer {
     }
 }
 
+/// Whether a request may have to look at the whole registry: one of a hundred million subscriptions takes a minute.
+fn walks(request: &Request) -> bool {
+    match request {
+        Request::Count { segment, scope, .. } => {
+            // In every app the same counts are kept.
+            let wanted = Wanted { app: 0, scope: scope.clone(), segment: segment.clone().unwrap_or_default() };
+            wanted.kept_counts().is_none()
+        }
+        // A page is short, but what lies between those that are wanted may be long.
+        Request::ListSubscriptions { of, .. } => !matches!(of, Of::Account(_)),
+        _ => false,
+    }
+}
+
+/// Waits for one of the places of those that walk, in the order in which they came, and on no thread. None: the daemon stops.
+async fn turn_to_walk(
+    places: &Arc<Semaphore>,
+    out: &OwnedWriteHalf,
+    stop: &mut tokio::sync::watch::Receiver<bool>,
+) -> Result<Option<OwnedSemaphorePermit>, Gone> {
+    tokio::select! {
+        biased;
+        () = gone(out) => Err(Gone),
+        // It is never closed.
+        turn = places.clone().acquire_owned() => Ok(turn.ok()),
+        () = stopping(stop) => Ok(None),
+    }
+}
+
 /// Ends when the peer has closed the connection. One that has only said that it sends nothing more still reads.
 async fn gone(out: &OwnedWriteHalf) {
     loop {
@@ -540,6 +582,11 @@ impl Refusal {
             message: "no such subscription".to_owned(),
         };
         Refusal { problem, retry_after: None, extra: Vec::new() }
+    }
+
+    fn stopping() -> Refusal {
+        let problem = Problem { code: Code::ShuttingDown, field: None, message: "the daemon is stopping".to_owned() };
+        Refusal { problem, retry_after: Some(5.0), extra: Vec::new() }
     }
 
     fn write(&self, id: &RequestId, out: &mut Vec<u8>) {
@@ -782,4 +829,76 @@ fn eta(status: &Status, now: UnixMillis) -> Option<UnixMillis> {
     }
     let left = elapsed as f64 / walked * (1.0 - walked);
     Some(now.plus(left as u64).min(status.expires))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::message::Segment;
+
+    type Turn = JoinHandle<Result<Option<OwnedSemaphorePermit>, Gone>>;
+
+    /// Somebody who waits for a turn, and the client's end of the connection.
+    fn waiter(places: &Arc<Semaphore>, stop: &tokio::sync::watch::Receiver<bool>) -> (Turn, UnixStream) {
+        let (client, ours) = UnixStream::pair().expect("sockets");
+        let (places, mut stop) = (places.clone(), stop.clone());
+        let turn = tokio::spawn(async move { turn_to_walk(&places, &ours.into_split().1, &mut stop).await });
+        (turn, client)
+    }
+
+    async fn ended(turn: Turn) -> Result<Option<OwnedSemaphorePermit>, Gone> {
+        timeout(Duration::from_secs(20), turn).await.expect("it ends").expect("no panic")
+    }
+
+    #[tokio::test]
+    async fn turns_come_in_order_and_end_with_their_connection() {
+        let places = Arc::new(Semaphore::new(1));
+        let (tell_stop, stop) = tokio::sync::watch::channel(false);
+        let (first, _first_client) = waiter(&places, &stop);
+        let held = ended(first).await.ok().flatten().expect("a place is free");
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            waiting.push(waiter(&places, &stop));
+            // So that each has begun to wait before the next comes.
+            tokio::task::yield_now().await;
+        }
+        let (last, last_client) = waiting.pop().expect("four");
+        let (third, third_client) = waiting.pop().expect("four");
+        let (second, _second_client) = waiting.pop().expect("four");
+        let (leaves, client) = waiting.pop().expect("four");
+        drop(client);
+        assert!(ended(leaves).await.is_err(), "its connection has ended");
+        assert!(!second.is_finished() && !third.is_finished());
+        drop(held);
+        let held = ended(second).await.ok().flatten().expect("its turn");
+        assert!(!third.is_finished() && !last.is_finished(), "one at a time");
+        drop(held);
+        let held = ended(third).await.ok().flatten().expect("its turn");
+        tell_stop.send(true).expect("they listen");
+        assert!(ended(last).await.is_ok_and(|turn| turn.is_none()), "nobody is kept waiting when the daemon stops");
+        drop((held, third_client, last_client));
+    }
+
+    #[test]
+    fn what_walks() {
+        let names = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect::<Vec<_>>();
+        let counted = |segment| Request::Count { segment, scope: None, app: None };
+        let listed = |of| Request::ListSubscriptions { of, app: None, limit: 1, after: None, reveal: false };
+        let any = |tags: &[&str]| Segment { tags_any: names(tags), ..Segment::default() };
+        let none = Segment { tags_none: names(&["a"]), ..Segment::default() };
+        let attributes = Segment { attributes: [(Arc::from("lang"), Box::from("\"pl\""))].into(), ..Segment::default() };
+        for kept in [None, Some(Segment::default()), Some(any(&["a"]))] {
+            assert!(!walks(&counted(kept.clone())), "{kept:?}");
+        }
+        for segment in [any(&["a", "b"]), none, attributes] {
+            assert!(walks(&counted(Some(segment.clone()))), "{segment:?}");
+            assert!(walks(&listed(Of::Segment(segment))));
+        }
+        assert!(walks(&listed(Of::All)));
+        assert!(!walks(&listed(Of::Account(Arc::from("anna")))));
+        assert!(!walks(&Request::Ping));
+    }
 }

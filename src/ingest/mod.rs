@@ -2,7 +2,7 @@
 //! the order of the requests, and does what only reads. A line is answered `"ok":true` after its commit is on disk (promise 1).
 //!
 //! Bounds: a connection has at most 4 MiB and 10,000 lines unanswered, all together `ingest.memory_mb`; beyond that it is not read.
-//! A client that does not take its replies is cut off.
+//! A client that does not take its replies is cut off. Counts and lists that walk over the registry take turns, two at a time.
 
 pub mod answer;
 pub mod json;
@@ -47,6 +47,8 @@ const SLICE_LINES: usize = 1_024;
 const SLICE_BYTES: usize = 512 * 1024;
 /// Users whose first connection is logged.
 const KNOWN_PEERS: usize = 1_024;
+/// Requests that may walk over the registry at the same time. Each takes a thread and a core while it lasts; more wait.
+pub const WALKS: usize = 2;
 /// Read at once.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -63,6 +65,8 @@ pub struct Door {
     /// KiB of `ingest.memory_mb`.
     pub memory: Arc<Semaphore>,
     pub memory_kib: usize,
+    /// Places of those that walk over the registry.
+    pub walks: Arc<Semaphore>,
     pub line_limit: usize,
     pub connections: usize,
     pub ttl0_patience: Duration,

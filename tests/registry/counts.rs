@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use fanfare_loadtest::client::Client;
+use fanfare_loadtest::daemon::Daemon;
 use fanfare_loadtest::mock::{Fault, Scope, Subscription};
 use fanfare_loadtest::population::{self, EVERYBODY, SCOPE};
 use serde_json::{Value, json};
@@ -49,6 +50,58 @@ fn random_changes_leave_what_a_model_says() {
         }
     }
     assert_eq!(mock.counters().violations, Vec::<String>::new());
+}
+
+/// Subscriptions that a walk looks at: so many that walks begun together would meet.
+const WALKED: usize = 30_000;
+/// Connections that have something counted at the same time, and counts of each.
+const COUNTERS: usize = 60;
+const COUNTS: usize = 3;
+
+#[test]
+fn walks_take_turns() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    // The mock needs to know none of them.
+    let browser = mock.subscribe(0, 1).remove(0);
+    let request = |number: usize| {
+        let mut own = browser.json();
+        own["endpoint"] = format!("{}-{number}", browser.endpoint).into();
+        json!({"op": "subscribe", "subscription": own, "attributes": {"n": number % COUNTS}})
+    };
+    for burst in (0..WALKED).collect::<Vec<_>>().chunks(2_000) {
+        burst.iter().for_each(|number| client.send(&request(*number)).expect("the daemon reads"));
+        burst.iter().for_each(|_| assert_eq!(client.recv().expect("a reply")["ok"], true));
+    }
+    let mut counters: Vec<Client> = (0..COUNTERS).map(|_| daemon.client()).collect();
+    let threads = threads(&daemon);
+    for counter in &mut counters {
+        for n in 0..COUNTS {
+            let count = json!({"op": "count", "segment": {"attributes": {"n": n}}, "id": n});
+            counter.send(&count).expect("the daemon reads");
+        }
+    }
+    // One of them does not wait for its numbers.
+    counters.pop();
+    let asked = Instant::now();
+    client.ok(&json!({"op": "ping"}));
+    println!("a ping meanwhile: {:?}", asked.elapsed());
+    for counter in &mut counters {
+        for n in 0..COUNTS {
+            let reply = counter.recv().expect("a reply");
+            assert_eq!((&reply["id"], &reply["count"]), (&json!(n), &json!(WALKED / COUNTS)), "{reply}");
+        }
+    }
+    println!("all counted: {:?}", asked.elapsed());
+    // A thread that walked stays a while: those that were needed at once are still there. Two walk; a few more come because a
+    // thread that has just ended a walk is not idle yet when the next one begins.
+    let more = self::threads(&daemon).saturating_sub(threads);
+    assert!(more <= COUNTERS / 3, "{more} threads more");
+}
+
+/// Threads of the daemon's process.
+fn threads(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("it runs").count()
 }
 
 fn change(
