@@ -1,5 +1,6 @@
 //! The answering half of a connection: replies in the order of the requests, and what only reads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,14 +11,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::ingest::line::foreign_scope;
 use crate::ingest::registry::{ListError, Listing, bad_cursor, write_account, write_list, write_results, write_subscription};
 use crate::ingest::reply::{begin_ok, end, member, member_text, member_time, write_problem, write_rejected};
 use crate::ingest::request::{After, By, Code, EventType, Events, Of, Problem, Rejected, Request, RequestId, State, Whose};
 use crate::ingest::{Door, Socket, stopped, stopping, subscription_name};
-use crate::message::{Ending, MessageId, SubscriptionId, UnixMillis};
+use crate::message::{Ending, MessageId, Name, SubscriptionId, UnixMillis};
 use crate::metrics;
 use crate::store::backup::{self, BackupError};
-use crate::store::commit::Done;
+use crate::store::commit::{Apps, Done};
 use crate::store::erase::Swept;
 use crate::store::read::{Status, StoredEvent};
 use crate::store::record::Counts;
@@ -63,6 +65,8 @@ pub enum Told {
     Update {
         id: RequestId,
         subscription: SubscriptionId,
+        /// Apps that have not all the scopes that it is to get, and one that they lack.
+        refusing: BTreeMap<Arc<str>, Name>,
     },
     Remove {
         id: RequestId,
@@ -177,7 +181,13 @@ impl Answerer {
                 for (told, done) in told.into_iter().zip(answers) {
                     taken += u64::from(!matches!(done, Done::Failed { .. }));
                     match (told, done) {
-                        (Told::Update { id, subscription }, Done::Updated) => {
+                        (Told::Update { id, subscription, refusing }, Done::Failed { problem, .. })
+                            if problem.code == Code::NotFound && !refusing.is_empty() =>
+                        {
+                            let refusal = self.foreign_scope(subscription, refusing).await;
+                            refusal.unwrap_or_else(|| Refusal::of(problem)).write(&id, out);
+                        }
+                        (Told::Update { id, subscription, .. }, Done::Updated) => {
                             self.read(id, Request::Subscription { subscription, reveal: false }, out).await?;
                         }
                         (Told::Account { id, who }, Done::Updated) => {
@@ -239,6 +249,21 @@ impl Answerer {
             Err(refusal) => refusal.write(&id, out),
         }
         Ok(())
+    }
+
+    /// Why a subscription was not found that is there: it belongs to an app that lacks one of the scopes it was to get.
+    async fn foreign_scope(&self, subscription: SubscriptionId, refusing: BTreeMap<Arc<str>, Name>) -> Option<Refusal> {
+        let store = self.door.store.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let apps: Apps = Arc::new(refusing.keys().cloned().collect());
+            let known = store.subscription(subscription, &apps)?;
+            Ok::<_, ReadError>(known.and_then(|known| refusing.get(&known.app).map(|scope| Refusal::of(foreign_scope(scope)))))
+        });
+        match found.await {
+            Ok(Ok(refusal)) => refusal,
+            Ok(Err(unreadable)) => Some(Refusal::from(unreadable)),
+            Err(_) => None,
+        }
     }
 
     /// Waits until every recipient of a `test` has ended, or the time is over.
@@ -537,7 +562,7 @@ fn first_number(store: &Store, after: &After) -> Result<u64, Refusal> {
 }
 
 struct Filter<'a> {
-    apps: crate::store::commit::Apps,
+    apps: Apps,
     events: &'a Events,
     message_id: Option<String>,
 }
@@ -569,19 +594,19 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn not_found() -> Refusal {
-        let problem =
-            Problem { code: Code::NotFound, field: Some("message_id".to_owned()), message: "no such message".to_owned() };
+    /// One that the same line would meet again.
+    fn of(problem: Problem) -> Refusal {
         Refusal { problem, retry_after: None, extra: Vec::new() }
     }
 
+    fn not_found() -> Refusal {
+        let message = "no such message".to_owned();
+        Refusal::of(Problem { code: Code::NotFound, field: Some("message_id".to_owned()), message })
+    }
+
     fn no_subscription() -> Refusal {
-        let problem = Problem {
-            code: Code::NotFound,
-            field: Some("subscription_id".to_owned()),
-            message: "no such subscription".to_owned(),
-        };
-        Refusal { problem, retry_after: None, extra: Vec::new() }
+        let message = "no such subscription".to_owned();
+        Refusal::of(Problem { code: Code::NotFound, field: Some("subscription_id".to_owned()), message })
     }
 
     fn stopping() -> Refusal {

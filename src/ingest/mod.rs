@@ -12,7 +12,7 @@ mod registry;
 pub mod reply;
 pub mod request;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,7 +31,7 @@ use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
 use crate::ingest::request::{Add, Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
-use crate::message::Urgency;
+use crate::message::{Name, Urgency};
 use crate::metrics;
 use crate::receipt::Receipts;
 use crate::store::Store;
@@ -91,6 +91,13 @@ impl Socket {
     /// The apps of this socket.
     pub fn apps(&self) -> Apps {
         Arc::new(self.rules.load().apps.keys().cloned().collect())
+    }
+
+    /// Those of them that lack one of these scopes, and which.
+    fn refusing(&self, scopes: &[Name]) -> BTreeMap<Arc<str>, Name> {
+        let rules = self.rules.load();
+        let lacks = |app: &Arc<str>| Some((app.clone(), scopes.iter().find(|scope| !rules.has_scope(app, scope))?.clone()));
+        rules.apps.keys().filter_map(lacks).collect()
     }
 }
 
@@ -344,8 +351,12 @@ impl Reader {
                 Prepared::Write(op, Told::Subscribe { id })
             }
             Request::UpdateSubscription(update) => {
-                let told = Told::Update { id, subscription: update.subscription };
-                Prepared::Write(Op::Update { update, apps: apps() }, told)
+                let named = update.scopes.iter().flatten().flatten();
+                let refusing = self.socket.refusing(&named.cloned().collect::<Vec<_>>());
+                // Whose it is, only the store knows. To an app that has not all these scopes it is not handed.
+                let apps = apps().iter().filter(|app| !refusing.contains_key(*app)).cloned().collect();
+                let told = Told::Update { id, subscription: update.subscription, refusing };
+                Prepared::Write(Op::Update { update, apps: Arc::new(apps) }, told)
             }
             Request::Unsubscribe { subscription } => {
                 Prepared::Write(Op::Unsubscribe { subscription, apps: apps() }, Told::Remove { id })

@@ -1,6 +1,7 @@
 //! The registry, campaigns and what goes with them (DESIGN 3.1 and 4), over the socket of a running daemon, with the mock push
 //! service as the other end. A file a promise; one binary, because each links RocksDB.
 
+mod apps;
 mod campaign;
 mod counts;
 mod erase;

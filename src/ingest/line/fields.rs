@@ -203,10 +203,9 @@ pub(super) fn checked_message_id(value: &Value<'_>) -> Result<MessageId, Problem
 
 /// Scopes that a request may name: those of `app`, or (None) of any app of the socket.
 pub(super) fn is_valid_scope(scope: &str, app: Option<&Arc<str>>, rules: &Rules) -> bool {
-    let of = |app: &Arc<str>| rules.scopes.get(app).is_none_or(|valid| valid.contains(scope));
     match app {
-        Some(app) => of(app),
-        None => rules.apps.keys().any(of),
+        Some(app) => rules.has_scope(app, scope),
+        None => rules.apps.keys().any(|app| rules.has_scope(app, scope)),
     }
 }
 
@@ -225,7 +224,7 @@ pub(super) fn scopes(value: &Value<'_>, app: Option<&Arc<str>>, rules: &Rules) -
     names(value, "scopes")
 }
 
-const NO_SCOPE: &str = "is none of the app's scopes";
+pub(super) const NO_SCOPE: &str = "is none of the app's scopes";
 
 pub(super) fn account(value: &Value<'_>, field: &str) -> Result<Account, Problem> {
     bounded(value, field, 1, ACCOUNT_MAX).map(Arc::from)

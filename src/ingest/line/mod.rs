@@ -23,7 +23,7 @@ mod testing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use self::fields::{bad_json, invalid, missing, pick, text};
+use self::fields::{NO_SCOPE, bad_json, invalid, missing, pick, text};
 use super::json::{Members, Value, read_line};
 use super::request::{Code, Problem, Request, RequestId};
 use crate::config;
@@ -59,6 +59,16 @@ impl Rules {
     pub fn with_scopes(self, scopes: BTreeMap<Arc<str>, BTreeSet<Name>>) -> Rules {
         Rules { scopes, ..self }
     }
+
+    /// Whether a scope is a valid one of an app.
+    pub fn has_scope(&self, app: &str, scope: &str) -> bool {
+        self.scopes.get(app).is_none_or(|valid| valid.contains(scope))
+    }
+}
+
+/// What is wrong with the scopes of an `update_subscription` whose subscription belongs to an app that has no such scope.
+pub fn foreign_scope(scope: &str) -> Problem {
+    invalid("scopes", format!("{scope} {NO_SCOPE}"))
 }
 
 /// Reads and checks one line, given without its newline; `now` is the time of acceptance.

@@ -84,7 +84,7 @@ pub(super) fn update_subscription(members: &Members<'_>, rules: &Rules) -> Resul
         enabled: enabled.map(|value| boolean(value, "enabled")).transpose()?,
         name: change(name, |value| Ok(Box::from(bounded(value, "name", 1, SUBSCRIPTION_NAME_MAX)?)))?,
         account: change(account, |value| fields::account(value, "account"))?,
-        // Whose app it is, only the store knows: any app's scopes are let through.
+        // Whose app it is, only the store knows: here any app's scopes are let through.
         scopes: change(of_scopes, |value| scopes(value, None, rules))? as Option<Scopes>,
         tags: change(tags, |value| names(value, "tags"))?.map(Option::unwrap_or_default),
         attributes: change(attributes, |value| checked_attributes(value, "attributes"))?.map(Option::unwrap_or_default),
