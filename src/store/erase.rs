@@ -89,6 +89,11 @@ impl Erasures {
         due
     }
 
+    /// Whether one of them waits for this cancellation to be swept.
+    pub(super) fn wait_for(&self, holder: &Holder) -> bool {
+        lock(&self.0).iter().any(|erasure| erasure.waits_for.contains_key(holder))
+    }
+
     pub(super) fn compacted(&self) {
         lock(&self.1).done = true;
     }

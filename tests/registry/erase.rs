@@ -138,6 +138,28 @@ fn nothing_of_the_account_is_left_in_any_file() {
 }
 
 #[test]
+fn erasing_again_is_answered() {
+    let (mock, daemon) = start(|config| config);
+    let (mut client, mut other) = (daemon.client(), daemon.client());
+    let browser = mock.subscribe(0, 1).remove(0);
+    for round in 0..3 {
+        subscribe(&mut client, &browser, json!({"account": "alice"}));
+        let requests = [json!({"op": "erase", "subscription_id": id_of(&browser)}), json!({"op": "erase", "account": "alice"})];
+        for request in &requests {
+            // One after the other, and two at once. No message comes between them, so that all are about the same stretch.
+            client.ok(request);
+            client.ok(request);
+            client.send(request).expect("it reads");
+            other.send(request).expect("it reads");
+            for client in [&mut client, &mut other] {
+                let reply = client.recv().expect("a reply");
+                assert_eq!((&reply["ok"], &reply["removed"]), (&json!(true), &json!(0)), "round {round}: {reply}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_browser_can_be_erased_by_itself() {
     let (mock, daemon) = start(|config| config);
     let mut client = daemon.client();
