@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const BROWSERS: usize = 3_000;
+/// Disabled accounts without a browser.
+const BANNED: usize = 1_203;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -28,19 +30,22 @@ fn what_was_imported_is_exported_and_imported_again() {
     let lines: Vec<Value> = browsers.iter().enumerate().map(|(n, browser)| record(n, browser, &public)).collect();
     let mut file: Vec<Value> = lines.clone();
     file.push(json!({"account": "anna 3", "app": "default", "enabled": false}));
+    // Who has no browser at all is not forgotten either: more of them than a page holds, of both apps.
+    let banned = |n: usize| json!({"account": format!("banned.{n} ż"), "app": app_of(n), "enabled": false});
+    file.extend((0..BANNED).map(banned));
     let directory = TempDir::new().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name);
     write_lines(&path("in"), &file);
 
     let dry = run(&daemon, &["import", "--dry-run"], &[&path("in")]);
-    assert_eq!((&dry["good"], &dry["rejected"]), (&json!(BROWSERS + 1), &json!(0)), "{dry}");
+    assert_eq!((&dry["good"], &dry["rejected"]), (&json!(file.len()), &json!(0)), "{dry}");
     assert_eq!(count(&daemon), 0, "nothing was sent");
     let summary = run(&daemon, &["import"], &[&path("in")]);
     assert_eq!((&summary["created"], &summary["rejected"]), (&json!(BROWSERS), &json!(0)), "{summary}");
     assert_eq!(summary["left_out"], Value::Null, "{summary}");
 
     let told = run(&daemon, &["export"], &[&path("out")]);
-    assert_eq!(told["subscriptions"], BROWSERS, "{told}");
+    assert_eq!((&told["subscriptions"], &told["disabled_accounts"]), (&json!(BROWSERS), &json!(BANNED + 1)), "{told}");
     assert_eq!(path("out").metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
     let expected: BTreeMap<String, Value> = file.iter().map(|line| (key(line), normal(line))).collect();
     same(&read(&path("out")), &expected);
@@ -59,6 +64,15 @@ fn what_was_imported_is_exported_and_imported_again() {
     same(&read(&path("out2")), &expected);
     let told = second.client().ok(&json!({"op": "account", "account": "anna 3", "app": "default"}));
     assert_eq!((&told["enabled"], &told["reachable"]), (&json!(false), &json!(false)), "{told}");
+    let told = second.client().ok(&json!({"op": "account", "account": "banned.4 ż", "app": "shop"}));
+    assert_eq!((&told["enabled"], &told["subscriptions"]), (&json!(false), &json!([])), "{told}");
+
+    // A part holds the accounts of that part only.
+    run(&second, &["export", "--app", "shop"], &[&path("shop")]);
+    let shop = expected.iter().filter(|(_, line)| line["app"] == "shop").map(|(key, line)| (key.clone(), line.clone()));
+    same(&read(&path("shop")), &shop.collect());
+    let told = run(&second, &["export", "--app", "default", "--tag", "t3"], &[&path("tagged")]);
+    assert_eq!(told["disabled_accounts"], 1, "that of `anna 3`, who has such a browser: {told}");
 
     // And of other keys: whoever was subscribed with a key that it does not have could not be written to.
     let stranger = Keys::make().daemon(&mock);
@@ -67,6 +81,41 @@ fn what_was_imported_is_exported_and_imported_again() {
     assert_eq!((&last(&output)["created"], &last(&output)["rejected"]), (&json!(0), &json!(BROWSERS)), "all of them");
     let rejects = fs::read_to_string(path("out.rejects")).expect("told");
     assert!(rejects.contains("applicationServerKey"), "{}", rejects.lines().next().unwrap_or_default());
+}
+
+#[test]
+fn what_a_line_says_of_on_and_off_is_so_after() {
+    let mock = Mock::start(Options::default());
+    let daemon = Keys::make().daemon(&mock);
+    let mut client = daemon.client();
+    let directory = TempDir::new().expect("a temporary directory");
+    let file = directory.path().join("in");
+    // On, off and unsaid, each for one that is new, one that is on and one that is off.
+    let browsers = mock.subscribe(0, 9);
+    let before = |n: usize| [None, Some(true), Some(false)][n / 3];
+    let said = |n: usize| [None, Some(true), Some(false)][n % 3];
+    for (n, browser) in browsers.iter().enumerate() {
+        if let Some(on) = before(n) {
+            client.ok(&json!({"op": "subscribe", "app": "default", "subscription": browser.json()}));
+            client
+                .ok(&json!({"op": "update_subscription", "subscription_id": subscription_id(&browser.endpoint), "enabled": on}));
+        }
+    }
+    let line = |(n, browser): (usize, &Subscription)| {
+        let mut line = json!({"subscription": browser.json(), "app": "default"});
+        said(n).into_iter().for_each(|on| line["enabled"] = on.into());
+        line
+    };
+    write_lines(&file, &browsers.iter().enumerate().map(line).collect::<Vec<_>>());
+    let summary = run(&daemon, &["import"], &[&file]);
+    assert_eq!((&summary["created"], &summary["updated"]), (&json!(3), &json!(6)), "{summary}");
+    assert_eq!((&summary["lines"], &summary["rejected"]), (&json!(9), &json!(0)), "{summary}");
+    for (n, browser) in browsers.iter().enumerate() {
+        let told = client.ok(&json!({"op": "subscription", "endpoint": browser.endpoint}));
+        let wanted = said(n).or(before(n)).unwrap_or(true);
+        assert_eq!(told["subscription"]["enabled"], wanted, "{:?} -> {:?}", before(n), said(n));
+    }
+    assert_eq!(count(&daemon), 5, "on are: new and unsaid, new, unsaid, on, and back on");
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub fn export(socket: &Path, output: &mut Output, arguments: &Export) -> Result<
         for element in &elements {
             line.clear();
             write_line(element, &mut line)?;
-            disabled.extend(disabled_account(element));
+            disabled.extend(disabled_account(element).filter(|_| selection.contains_key("segment")));
             target.write(&line)?;
             bytes += line.len();
         }
@@ -73,24 +73,52 @@ pub fn export(socket: &Path, output: &mut Output, arguments: &Export) -> Result<
         Ok(Page { count: elements.len() as u64, more: after.is_some(), after })
     })?;
     bar.finish_and_clear();
-    // Behind the subscriptions: a disabled account takes no new ones.
-    for (app, account) in &disabled {
-        let line = format!("{}\n", json!({"app": app, "account": account, "enabled": false}));
-        target.write(line.as_bytes())?;
-        bytes += line.len();
+    // Behind the subscriptions: a disabled account takes no new ones. Of a segment's accounts those that have a browser in it.
+    let mut accounts = disabled.len();
+    for (app, account) in disabled {
+        bytes += write_disabled(&mut target, &app, &account)?;
+    }
+    if !selection.contains_key("segment") {
+        let mut list = request("disabled_accounts");
+        pages::each(None, None, |after, limit| {
+            list.insert("limit".to_owned(), limit.into());
+            if let Some(after) = after {
+                list.insert("after".to_owned(), after.into());
+            }
+            let reply = connection.call(&Value::Object(list.clone()))?;
+            let elements = reply.elements("accounts");
+            for element in &elements {
+                let told = Reply::parse(element.get().to_owned())?;
+                if let (Some(app), Some(account)) = (told.text("app"), told.text("account")) {
+                    bytes += write_disabled(&mut target, app, account)?;
+                    accounts += 1;
+                }
+            }
+            let after = reply.text("after").map(str::to_owned);
+            Ok(Page { count: elements.len() as u64, more: after.is_some(), after })
+        })?;
     }
     target.finish()?;
     if is_dash(&arguments.file) {
-        eprintln!("{} subscriptions", written.count);
+        let off = if accounts > 0 { format!(", {accounts} accounts that are switched off") } else { String::new() };
+        eprintln!("{} subscriptions{off}", written.count);
         return Ok(());
     }
     let summary = json!({
         "file": arguments.file.display().to_string(),
         "subscriptions": written.count,
+        "disabled_accounts": accounts,
         "bytes": bytes,
         "seconds": (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
     });
-    output.reply(&Reply::parse(summary.to_string())?, &["file", "subscriptions", "bytes"])
+    output.reply(&Reply::parse(summary.to_string())?, &["file", "subscriptions", "disabled_accounts", "bytes"])
+}
+
+/// A line about an account that is switched off; its bytes.
+fn write_disabled(target: &mut Target, app: &str, account: &str) -> Result<usize, Failure> {
+    let line = format!("{}\n", json!({"account": account, "app": app, "enabled": false}));
+    target.write(line.as_bytes())?;
+    Ok(line.len())
 }
 
 /// A subscription as the daemon tells it -> a line.

@@ -12,7 +12,9 @@ use tokio::time::timeout;
 
 use crate::clock;
 use crate::ingest::line::foreign_scope;
-use crate::ingest::registry::{ListError, Listing, bad_cursor, write_account, write_list, write_results, write_subscription};
+use crate::ingest::registry::{
+    ListError, Listing, bad_cursor, write_account, write_disabled, write_list, write_results, write_subscription,
+};
 use crate::ingest::reply::{begin_ok, end, member, member_text, member_time, write_problem, write_rejected};
 use crate::ingest::request::{After, By, Code, EventType, Events, Of, Problem, Rejected, Request, RequestId, State, Whose};
 use crate::ingest::{Door, Socket, stopped, stopping, subscription_name};
@@ -621,6 +623,15 @@ impl Refusal {
     }
 }
 
+impl From<ListError> for Refusal {
+    fn from(error: ListError) -> Refusal {
+        match error {
+            ListError::Cursor => Refusal::of(bad_cursor()),
+            ListError::Read => Refusal::from(ReadError),
+        }
+    }
+}
+
 impl From<ReadError> for Refusal {
     fn from(_: ReadError) -> Refusal {
         let problem = Problem { code: Code::Internal, field: None, message: "the store cannot be read just now".to_owned() };
@@ -738,10 +749,11 @@ fn read_request(door: &Door, socket: &Socket, id: &RequestId, request: Request, 
                 after: after.as_deref(),
                 reveal: reveal.then_some(&*door.tokens),
             };
-            write_list(store, id, &listing, &apps, out).map_err(|error| match error {
-                ListError::Cursor => Refusal { problem: bad_cursor(), retry_after: None, extra: Vec::new() },
-                ListError::Read => Refusal::from(ReadError),
-            })?;
+            write_list(store, id, &listing, &apps, out)?;
+        }
+        Request::DisabledAccounts { app, limit, after } => {
+            let named = app.map(|app| Arc::new(vec![app]));
+            write_disabled(store, id, named.as_ref().unwrap_or(&apps), limit as usize, after.as_deref(), out)?;
         }
         Request::Count { segment, scope, app } => {
             let named = app.map(|app| vec![app]);

@@ -1,5 +1,7 @@
 //! What the operations of the registry answer (DESIGN 4).
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -234,6 +236,57 @@ pub(super) fn write_list(
     write_all(store, &found, listing.reveal, out);
     match next {
         Some(after) => member_text(out, "after", &after),
+        None => member(out, "after", "null"),
+    }
+    end(out);
+    Ok(())
+}
+
+/// The accounts of these apps that are switched off, by app and name, from behind `after` on: each as a line that `account` takes.
+pub(super) fn write_disabled(
+    store: &Store,
+    id: &RequestId,
+    apps: &Apps,
+    limit: usize,
+    after: Option<&str>,
+    out: &mut Vec<u8>,
+) -> Result<(), ListError> {
+    let cursor = |text: &str| {
+        let (number, account) = text.split_once('.')?;
+        Some((number.parse::<u16>().ok()?, account.to_owned()))
+    };
+    let after = after.map(|text| cursor(text).ok_or(ListError::Cursor)).transpose()?;
+    let mut numbers: Vec<(u16, &Arc<str>)> = apps.iter().filter_map(|app| Some((store.registry.app(app)?, app))).collect();
+    numbers.sort_unstable();
+    let mut found = Vec::new();
+    for (number, app) in numbers {
+        let behind = match &after {
+            Some((last, _)) if number < *last => continue,
+            Some((last, account)) if number == *last => Some(account.as_str()),
+            _ => None,
+        };
+        // One more than asked for tells whether there is more.
+        let accounts = store.disabled_accounts(number, behind, limit + 1 - found.len())?;
+        found.extend(accounts.into_iter().map(|account| (number, app, account)));
+    }
+    let more = found.len() > limit;
+    found.truncate(limit);
+    begin_ok(out, id);
+    out.extend_from_slice(b",\"accounts\":[");
+    for (index, (_, app, account)) in found.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let start = out.len();
+        member_text(out, "account", account);
+        member_text(out, "app", app);
+        member(out, "enabled", false);
+        out[start] = b'{';
+        out.push(b'}');
+    }
+    out.push(b']');
+    match found.last().filter(|_| more) {
+        Some((number, _, account)) => member_text(out, "after", &format!("{number}.{account}")),
         None => member(out, "after", "null"),
     }
     end(out);

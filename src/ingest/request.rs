@@ -84,6 +84,13 @@ pub enum Request {
         /// Endpoints and keys too: what an export needs.
         reveal: bool,
     },
+    /// The accounts that are switched off.
+    DisabledAccounts {
+        app: Option<Arc<str>>,
+        limit: u32,
+        /// What an earlier reply told as `after`.
+        after: Option<String>,
+    },
     Count {
         /// None: all.
         segment: Option<Segment>,

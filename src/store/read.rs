@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::ingest::request::{By, State};
-use crate::message::{Ending, MessageId, UnixMillis};
+use crate::message::{Account, Ending, MessageId, UnixMillis};
 use crate::store::commit::Apps;
 use crate::store::key;
 use crate::store::live::{List, ListKey, Walk, ending, retries};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, Take};
-use crate::store::registry::row::feedback_counts_key;
+use crate::store::registry::row::{App, disabled_from, disabled_key, disabled_prefix, feedback_counts_key};
 use crate::store::writer::{StatsKey, feedback_counts, read_list};
 use crate::store::{ReadError, Store, family, list_state, number};
 
@@ -232,6 +232,25 @@ impl Store {
             more = last;
         }
         Ok((found, more))
+    }
+
+    /// The disabled accounts of an app, shorter names first, from behind `after` on; `most` of them.
+    pub fn disabled_accounts(&self, app: App, after: Option<&str>, most: usize) -> Result<Vec<Account>, ReadError> {
+        let mut found = Vec::new();
+        let prefix = disabled_prefix(app);
+        let mut start = after.map_or_else(|| prefix.clone(), |account| disabled_key(app, account));
+        // The first key behind it.
+        start.extend(after.map(|_| 0));
+        self.reader()?.scan(family::INDEX, &start, &key::after_prefix(&prefix), |row, _| {
+            if found.len() < most {
+                match disabled_from(row) {
+                    Ok((_, account)) => found.push(account),
+                    Err(record::Corrupt) => self.corrupt(family::INDEX),
+                }
+            }
+            found.len() < most
+        })?;
+        Ok(found)
     }
 
     /// After which number the log begins, and the newest number.

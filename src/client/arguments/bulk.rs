@@ -32,9 +32,10 @@ pub struct Import {
 
 const IMPORT_HELP: &str = "\
 Members or columns are those of `subscribe`: subscription, app, account, name, user_agent, scopes, tags, attributes, replaces; and \
-enabled. A subscription may also be the line itself, its keys flat, and named as others name them (p256dh, public_key, keys.auth, \
-auth_token, userId, …). In CSV, tags and scopes are separated by `;`, attributes are JSON or columns `attributes.NAME`, and an empty \
-cell says nothing. What is not known is left out, and named in the end.
+enabled (false switches it off, true on; without it, it stays as it is). A subscription may also be the line itself, its keys flat, \
+and named as others name them (p256dh, public_key, keys.auth, auth_token, userId, …). In CSV, tags and scopes are separated by `;`, attributes are JSON or columns `attributes.NAME`, and an empty \
+cell says nothing. A line without a subscription, {\"account\":…,\"app\":…,\"enabled\":false}, switches the account itself off. What \
+is not known is left out, and named in the end.
 
 A bad line stops nothing. When all lines were judged the exit code is 0, also if some were not taken: the last line says how many, and \
 the file of rejects has one JSON object for each: line, code, field, message. Where an import was interrupted FILE.import-state says; \

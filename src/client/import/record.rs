@@ -41,7 +41,15 @@ pub struct Requests {
     pub kind: Kind,
     pub line: Vec<u8>,
     /// To be sent when `line` was taken: what `subscribe` itself cannot say.
-    pub then: Option<Vec<u8>>,
+    pub then: Option<Switch>,
+}
+
+/// A request that switches a subscription on or off.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// What is new is on already.
+    pub on: bool,
+    pub line: Vec<u8>,
 }
 
 /// What a request does.
@@ -49,8 +57,8 @@ pub struct Requests {
 pub enum Kind {
     Subscribe,
     Account,
-    /// Switches off what was subscribed.
-    Disable,
+    /// Switches on or off what was subscribed.
+    Switch,
 }
 
 impl Records {
@@ -146,12 +154,14 @@ impl Records {
         line.push(b'}');
 
         let enabled = outer.get(Slot::Enabled).map(|value| boolean(value, "enabled")).transpose()?;
-        let then = (enabled == Some(false))
-            .then(|| format!(r#"{{"op":"update_subscription","subscription_id":"{id}","enabled":false}}"#).into_bytes());
+        let then = enabled.map(|on| Switch {
+            on,
+            line: format!(r#"{{"op":"update_subscription","subscription_id":"{id}","enabled":{on}}}"#).into_bytes(),
+        });
         Ok(Requests { kind: Kind::Subscribe, line, then })
     }
 
-    /// An account without a browser: a record of what is switched off.
+    /// An account without a browser: a record of what is switched on or off.
     fn account(&self, record: &Found<'_>) -> Result<Requests, Problem> {
         let (Some(account), Some(enabled)) = (record.get(Slot::Account), record.get(Slot::Enabled)) else {
             return Err(missing("account"));
@@ -575,11 +585,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_switched_off_is_switched_off_after() {
-        let requests = read(r#"{"endpoint":"HTTPS://fcm.GoogleAPIs.com:443/x","p256dh":"POINT","auth":"AUTH","enabled":"f"}"#);
-        let then = String::from_utf8(requests.expect("good").then.expect("a second line")).expect("UTF-8");
+    fn what_is_switched_on_or_off_is_so_after() {
+        let then = |enabled: &str| {
+            let own = r#""endpoint":"HTTPS://fcm.GoogleAPIs.com:443/x","p256dh":"POINT","auth":"AUTH""#;
+            read(&format!("{{{own}{enabled}}}")).expect("good").then
+        };
         let id = BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest("https://fcm.googleapis.com/x")[..12]);
-        assert_eq!(then, format!(r#"{{"op":"update_subscription","subscription_id":"{id}","enabled":false}}"#));
+        for (enabled, on) in [(r#","enabled":"f""#, false), (r#","enabled":true"#, true), (r#","active":"1""#, true)] {
+            let line = format!(r#"{{"op":"update_subscription","subscription_id":"{id}","enabled":{on}}}"#);
+            assert_eq!(then(enabled), Some(Switch { on, line: line.into_bytes() }), "{enabled}");
+        }
+        assert_eq!(then(""), None);
 
         let account = read(r#"{"account":"anna","app":"shop","enabled":false}"#).expect("good");
         assert_eq!(account.kind, Kind::Account);

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::client::connection::{Connection, Refusal, Reply};
-use crate::client::import::record::{Kind, Requests};
+use crate::client::import::record::{Kind, Requests, Switch};
 use crate::client::import::source::Place;
 use crate::exit::{Exit, Failure};
 use crate::ingest::json::{Value, read_line};
@@ -81,7 +81,7 @@ struct Item {
     place: Place,
     kind: Kind,
     line: Vec<u8>,
-    then: Option<Vec<u8>>,
+    then: Option<Switch>,
     internal: u8,
 }
 
@@ -244,13 +244,15 @@ impl State {
                     Kind::Subscribe if created => self.counts.created += 1,
                     Kind::Subscribe => self.counts.updated += 1,
                     Kind::Account => self.counts.accounts += 1,
-                    Kind::Disable => {}
+                    Kind::Switch => {}
                 }
                 self.settle(item.line.len());
-                if let Some(mut line) = item.then {
+                if let Some(Switch { on, mut line }) = item.then
+                    && !(on && created)
+                {
                     line.push(b'\n');
                     self.bytes += line.len();
-                    self.again.push(Item { kind: Kind::Disable, line, then: None, ..item });
+                    self.again.push(Item { kind: Kind::Switch, line, then: None, ..item });
                 }
             }
             // This daemon does not know the operation: no line will do better, but with another daemon this one may.

@@ -121,6 +121,7 @@ fn request(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Requ
         "presence" => registry::presence(members, rules),
         "mark_read" => registry::mark_read(members, rules),
         "list_subscriptions" => queries::list_subscriptions(members, rules),
+        "disabled_accounts" => queries::disabled_accounts(members, rules),
         "count" => queries::count(members, rules),
         "test" => registry::test(members, rules),
         "feedback" => registry::feedback(members),
@@ -132,7 +133,7 @@ fn request(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Requ
             field: Some("op".to_owned()),
             message: "must be one of send, add, close, status, cancel, pause, resume, list_messages, events, stats, origins, \
                       vapid_public_key, ping, subscribe, update_subscription, unsubscribe, subscription, account, presence, \
-                      mark_read, list_subscriptions, count, test, feedback, erase, drain, backup"
+                      mark_read, list_subscriptions, disabled_accounts, count, test, feedback, erase, drain, backup"
                 .to_owned(),
         }),
     }
@@ -186,7 +187,7 @@ mod tests {
     fn unknown_op_lists_what_is_known() {
         let list = judged(r#"{"op":"restore"}"#).expect_err("no operation").message;
         let ops: Vec<&str> = list.strip_prefix("must be one of ").expect("a list").split(", ").collect();
-        assert_eq!(ops.len(), 27);
+        assert_eq!(ops.len(), 28);
         for op in ops {
             let judged = judged(&format!(r#"{{"op":"{op}"}}"#));
             assert!(!judged.is_err_and(|problem| problem.code == Code::UnknownOp), "{op}");
@@ -315,6 +316,7 @@ mod tests {
             "presence",
             "mark_read",
             "list_subscriptions",
+            "disabled_accounts",
             "count",
             "test",
             "feedback",

@@ -141,6 +141,17 @@ pub(super) fn list_subscriptions(members: &Members<'_>, rules: &Rules) -> Result
     })
 }
 
+/// `disabled_accounts`.
+pub(super) fn disabled_accounts(members: &Members<'_>, rules: &Rules) -> Result<Request, Problem> {
+    let [app, limit, after] = arguments(members, ["app", "limit", "after"])?;
+    Ok(Request::DisabledAccounts {
+        app: app.map(|value| named_app(value, rules)).transpose()?,
+        limit: limit.map_or(Ok(LIMIT_DEFAULT), |value| integer(value, "limit", LIMIT_MAX))?,
+        // An app's number and an account.
+        after: after.map(|value| bounded(value, "after", 1, ACCOUNT_MAX + 8)).transpose()?.map(str::to_owned),
+    })
+}
+
 /// `count`.
 pub(super) fn count(members: &Members<'_>, rules: &Rules) -> Result<Request, Problem> {
     let [of_segment, scope, app] = arguments(members, ["segment", "scope", "app"])?;
@@ -199,6 +210,12 @@ mod tests {
         assert_eq!(good(r#"{"op":"origins"}"#), Request::Origins);
         assert_eq!(good(r#"{"op":"vapid_public_key"}"#), Request::VapidPublicKey { app: "default".into() });
         assert_eq!(good(r#"{"op":"vapid_public_key","app":"shop"}"#), Request::VapidPublicKey { app: "shop".into() });
+        assert_eq!(good(r#"{"op":"disabled_accounts"}"#), Request::DisabledAccounts { app: None, limit: 100, after: None });
+        let longest = format!("65535.{}", "a".repeat(ACCOUNT_MAX));
+        assert_eq!(
+            good(&format!(r#"{{"op":"disabled_accounts","app":"shop","limit":1000,"after":"{longest}"}}"#)),
+            Request::DisabledAccounts { app: Some("shop".into()), limit: 1_000, after: Some(longest) }
+        );
         assert_eq!(
             good(r#"{"op":"list_messages"}"#),
             Request::ListMessages { state: None, label: None, limit: 100, after: None }

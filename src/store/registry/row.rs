@@ -110,10 +110,17 @@ pub fn account_key(app: App, account: &str, key: SubscriptionKey) -> Vec<u8> {
     put.0
 }
 
+/// Where the disabled accounts of an app begin in `index`.
+pub fn disabled_prefix(app: App) -> Vec<u8> {
+    let mut put = Put::default();
+    put.u8(2).u16(app);
+    put.0
+}
+
 /// Key in `index` of a disabled account.
 pub fn disabled_key(app: App, account: &str) -> Vec<u8> {
-    let mut put = Put::default();
-    put.u8(2).u16(app).short(account.as_bytes());
+    let mut put = Put(disabled_prefix(app));
+    put.short(account.as_bytes());
     put.0
 }
 
