@@ -60,6 +60,8 @@ pub const FALLBACK_MAX: f64 = 90.0 * 86_400.0;
 pub const RECEIPT_BYTES: usize = 16 + 12 + 16;
 /// Characters of a receipt in base64url.
 pub const RECEIPT_CHARS: usize = 59;
+/// Characters of a backup's name.
+pub const BACKUP_NAME_MAX: usize = 64;
 /// How long an idempotency key is remembered at least, in milliseconds.
 pub const IDEMPOTENCY_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 /// Characters of a topic (RFC 8030 section 5.4).

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 use super::{Db, FORMAT, OpenError, Store, WriteError, classify, family, take_lock};
 use crate::clock;
+use crate::limits::BACKUP_NAME_MAX;
 use crate::message::{Encoding, Name, Reference, UnixMillis};
 use crate::store::registry::row::{self, App, Detail, Subscription};
 
@@ -32,8 +33,6 @@ use crate::store::registry::row::{self, App, Detail, Subscription};
 pub const DIRECTORY: &str = "backups";
 /// The file that makes a checkpoint a backup.
 pub const ABOUT: &str = "FROM_BACKUP";
-/// Bytes of a backup's name.
-const NAME_MAX: usize = 128;
 
 /// A backup that was made.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +60,7 @@ impl fmt::Display for BackupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BackupError::Name => {
-                write!(f, "must be 1 to {NAME_MAX} letters, digits, dots, hyphens and underscores, no dot first")
+                write!(f, "must be 1 to {BACKUP_NAME_MAX} letters, digits, dots, hyphens and underscores, no dot first")
             }
             BackupError::Exists => f.write_str("there is a backup of this name"),
             BackupError::Store(WriteError::Full(_)) => f.write_str("there is no space for a backup"),
@@ -103,7 +102,7 @@ impl Store {
     /// Copies the store as it is on disk now. Takes as long as writing out what is in memory: not for a thread that must not wait.
     pub fn backup(&self, name: &str) -> Result<Backup, BackupError> {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if name.is_empty() || name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(good) {
+        if name.is_empty() || name.len() > BACKUP_NAME_MAX || name.starts_with('.') || !name.chars().all(good) {
             return Err(BackupError::Name);
         }
         let backups = self.path.with_file_name(DIRECTORY);
@@ -448,9 +447,11 @@ mod tests {
         put(&store, "after");
         assert!(backup.bytes > 0 && backup.path == here.join("backups/one"));
         assert!(matches!(store.backup("one"), Err(BackupError::Exists)));
-        for name in ["", ".", "..", ".hidden", "a/b", "../x", "a b", &"x".repeat(200)] {
+        let longest = "x".repeat(BACKUP_NAME_MAX);
+        for name in ["", ".", "..", ".hidden", "a/b", "../x", "a b", &format!("{longest}x")] {
             assert!(matches!(store.backup(name), Err(BackupError::Name)), "{name:?}");
         }
+        remove(&store.backup(&longest).expect("the longest name is one").path).expect("it is there");
         let left: Vec<_> = fs::read_dir(here.join("backups")).expect("readable").collect();
         assert_eq!(left.len(), 1, "nothing unfinished is left");
         assert!(matches!(restore(&backup.path, &here, true), Err(RestoreError::Open(OpenError::Locked { pid: Some(_) }))));

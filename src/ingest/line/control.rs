@@ -6,7 +6,7 @@ use super::super::json::{Members, Value};
 use super::super::request::{Problem, Request, Target};
 use super::Rules;
 use super::fields::{above_zero, arguments, boolean, bounded, checked_message_id, invalid, missing, named_app, text};
-use crate::limits::LABEL_MAX;
+use crate::limits::{BACKUP_NAME_MAX, LABEL_MAX};
 
 /// `cancel`.
 pub(super) fn cancel(members: &Members<'_>, rules: &Rules) -> Result<Request, Problem> {
@@ -39,11 +39,10 @@ pub(super) fn backup(members: &Members<'_>) -> Result<Request, Problem> {
 
 /// A name that leads nowhere else and is not hidden.
 fn file_name(value: &Value<'_>) -> Result<String, Problem> {
-    const FILE_NAME_MAX: usize = 64;
     let name = text(value, "name")?;
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > FILE_NAME_MAX || name.starts_with('.') || !name.bytes().all(good) {
-        let message = format!("must be 1 to {FILE_NAME_MAX} letters, digits, dots, hyphens and underscores, no dot first");
+    if name.is_empty() || name.len() > BACKUP_NAME_MAX || name.starts_with('.') || !name.bytes().all(good) {
+        let message = format!("must be 1 to {BACKUP_NAME_MAX} letters, digits, dots, hyphens and underscores, no dot first");
         return Err(invalid("name", message));
     }
     Ok(name.to_owned())
@@ -99,10 +98,10 @@ mod tests {
         assert_eq!(good(r#"{"op":"drain"}"#), Request::Drain { on: true });
         assert_eq!(good(r#"{"op":"drain","on":false}"#), Request::Drain { on: false });
         assert_eq!(good(r#"{"op":"backup"}"#), Request::Backup { name: None });
-        for name in ["a", "2026-11-22_10.30", "-", &"a".repeat(64)] {
+        for name in ["a", "2026-11-22_10.30", "-", &"a".repeat(BACKUP_NAME_MAX)] {
             assert_eq!(good(&format!(r#"{{"op":"backup","name":"{name}"}}"#)), Request::Backup { name: Some(name.to_owned()) });
         }
-        for name in ["", ".", "..", ".a", "a/b", "../a", "a b", "ż", "a\\u0000", &"a".repeat(65)] {
+        for name in ["", ".", "..", ".a", "a/b", "../a", "a b", "ż", "a\\u0000", &"a".repeat(BACKUP_NAME_MAX + 1)] {
             assert_eq!(bad(&format!(r#"{{"op":"backup","name":"{name}"}}"#)), (Code::InvalidField, "name".to_owned()), "{name}");
         }
         bad_with("backup", "", &[(r#""name":7"#, Code::InvalidField, "name"), (r#""path":"a""#, Code::UnknownField, "path")]);
