@@ -295,21 +295,34 @@ fn the_registry_of_a_backup_is_handed_to_a_running_daemon() {
             "{summary}"
         );
         run(&second, &["export"], &[&path("out")]);
-        let mut exported = read(&path("out"));
-        // Only a hash of the key lies in a backup: the app's first key is taken.
-        let mut wanted = expected.clone();
-        for line in exported.values_mut().chain(wanted.values_mut()) {
-            if let Some(own) = line["subscription"].as_object_mut() {
-                own.remove("applicationServerKey");
-            }
-        }
-        same(&exported, &wanted);
+        // Among the rest, the key that each was made with.
+        same(&read(&path("out")), &expected);
+        assert!(!stderr(&output).contains("vapid_keys"), "{}", stderr(&output));
         let told = second.client().ok(&json!({"op": "account", "account": "anna 3", "app": "default"}));
         assert_eq!(told["enabled"], false, "{told}");
         assert!(!told["subscriptions"].as_array().expect("an array").is_empty(), "{told}");
         let stats = second.client().ok(&json!({"op": "stats", "by": ["app"]}));
         assert_eq!(stats["stats"], json!([]), "nothing is sent");
     }
+
+    // A daemon that has given up one of the keys.
+    let only = keys.directory.path().join("second.pem");
+    let third = keys.daemon_with(&mock, |config| config.set("apps.default.vapid_keys", json!([only.to_str().expect("text")])));
+    let output = fanfare_in(directory.path(), &third, &["restore", "--registry"], &[&path("tar")]);
+    assert_eq!((&last(&output)["created"], &last(&output)["rejected"]), (&json!(499), &json!(0)), "{}", stderr(&output));
+    run(&third, &["export"], &[&path("out")]);
+    let mut wanted = expected;
+    let mut lost = 0;
+    for line in wanted.values_mut() {
+        if line["subscription"]["applicationServerKey"] == public[0].as_str() {
+            line["subscription"]["applicationServerKey"] = public[2].as_str().into();
+            lost += 1;
+        }
+    }
+    same(&read(&path("out")), &wanted);
+    let said = stderr(&output);
+    assert!(said.contains(&format!("{lost} subscriptions of default were made with a key")), "{said}");
+    assert!(!said.contains("of shop"), "{said}");
 }
 
 #[test]
@@ -381,12 +394,11 @@ impl Keys {
     }
 }
 
-/// The public keys of `default` and `shop`.
-fn public_keys(daemon: &Daemon) -> [String; 2] {
-    ["default", "shop"].map(|app| {
-        let reply = daemon.client().ok(&json!({"op": "vapid_public_key", "app": app}));
-        reply["public_key"].as_str().expect("text").to_owned()
-    })
+/// The first public keys of `default` and `shop`, and the other one of `default`.
+fn public_keys(daemon: &Daemon) -> [String; 3] {
+    let [default, shop] = ["default", "shop"].map(|app| daemon.client().ok(&json!({"op": "vapid_public_key", "app": app})));
+    assert_eq!((&shop["other_keys"], &default["other_keys"][1]), (&Value::Null, &Value::Null), "{shop} {default}");
+    [&default["public_key"], &shop["public_key"], &default["other_keys"][0]].map(|key| key.as_str().expect("text").to_owned())
 }
 
 /// Every tenth is an old browser.
@@ -406,9 +418,10 @@ fn app_of(n: usize) -> &'static str {
 }
 
 /// A line of a file, of everything that a subscription can have, each in some of them only.
-fn record(n: usize, browser: &Subscription, public: &[String; 2]) -> Value {
+fn record(n: usize, browser: &Subscription, public: &[String; 3]) -> Value {
     let mut own = browser.json();
-    own["applicationServerKey"] = public[usize::from(app_of(n) == "shop")].as_str().into();
+    let key = if app_of(n) == "shop" { 1 } else { n % 2 * 2 };
+    own["applicationServerKey"] = public[key].as_str().into();
     if n % 5 == 1 {
         own["expirationTime"] = json!(4_000_000_000_000_u64 + n as u64);
     }

@@ -4,13 +4,14 @@
 //! already. `restore` needs no daemon: it puts a backup into a data directory that nobody uses, and the daemon that starts on it has
 //! everything paused. `restore --registry` needs one: it hands in the subscriptions, and no message.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use tar::{Archive, EntryType};
 
 use crate::client::arguments::bulk::Format;
@@ -21,8 +22,9 @@ use crate::client::import;
 use crate::client::output::Output;
 use crate::client::send::{is_dash, open, style};
 use crate::exit::{Exit, Failure};
+use crate::ingest::keys::{decode_point, key_id};
 use crate::ingest::reply::format_time;
-use crate::message::UnixMillis;
+use crate::message::{KeyId, UnixMillis};
 use crate::store::OpenError;
 use crate::store::backup::{self, ABOUT, RestoreError, Vacant};
 
@@ -125,8 +127,12 @@ pub fn restore_registry(socket: &Path, output: &mut Output, arguments: &Restore)
     let failed = |error: io::Error| RestoreError::Io { path: file.clone(), error };
     let written = File::options().write(true).create_new(true).mode(0o600).open(&file).map_err(failed);
     let mut lines = BufWriter::new(written.map_err(failure)?);
-    backup::registry_rows(from, &mut |line| writeln!(lines, "{line}").map_err(failed)).map_err(failure)?;
+    let mut keys = Keys::new(Connection::open(socket)?);
+    let rows =
+        backup::registry_rows(from, &mut |app, key| keys.named(app, key), &mut |line| writeln!(lines, "{line}").map_err(failed));
+    rows.map_err(failure)?;
     lines.flush().map_err(failed).map_err(failure)?;
+    keys.trouble.map_or(Ok(()), Err)?;
     let arguments = Import {
         file: file.clone(),
         app: None,
@@ -135,7 +141,61 @@ pub fn restore_registry(socket: &Path, output: &mut Output, arguments: &Restore)
         format: Format::Ndjson,
         resume: false,
     };
-    import::import(socket, output, &arguments)
+    import::import(socket, output, &arguments)?;
+    for ((app, key), count) in keys.lost {
+        eprintln!(
+            "{count} subscriptions of {app} were made with a key that is not among its vapid_keys any more (key {key}): they are \
+             kept as made with its first one, with which their push services will hardly take anything"
+        );
+    }
+    Ok(())
+}
+
+/// The VAPID keys of the daemon's apps, asked for as they are met.
+struct Keys {
+    connection: Connection,
+    apps: HashMap<String, HashMap<KeyId, String>>,
+    /// How many subscriptions of an app were made with a key that it does not have, by the key's hash.
+    lost: BTreeMap<(String, String), u64>,
+    /// Why an app could not be asked about.
+    trouble: Option<Failure>,
+}
+
+impl Keys {
+    fn new(connection: Connection) -> Keys {
+        Keys { connection, apps: HashMap::new(), lost: BTreeMap::new(), trouble: None }
+    }
+
+    /// The app's public key of this hash.
+    fn named(&mut self, app: &str, key: KeyId) -> Option<String> {
+        if !self.apps.contains_key(app) {
+            let known = self.ask(app).unwrap_or_else(|failure| {
+                self.trouble = Some(failure);
+                None
+            });
+            self.apps.insert(app.to_owned(), known.unwrap_or_default());
+        }
+        let known = &self.apps[app];
+        // An app that the daemon does not have: it says so to each of its lines.
+        if !known.is_empty() && !known.contains_key(&key) {
+            let hash = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            *self.lost.entry((app.to_owned(), hash)).or_default() += 1;
+        }
+        known.get(&key).cloned()
+    }
+
+    /// None: the daemon has no such app.
+    fn ask(&mut self, app: &str) -> Result<Option<HashMap<KeyId, String>>, Failure> {
+        self.connection.send(&json!({"op": "vapid_public_key", "app": app}).to_string())?;
+        let reply = match self.connection.receive()?.good() {
+            Ok(reply) => reply,
+            Err(refusal) if refusal.code == "invalid_field" => return Ok(None),
+            Err(refusal) => return Err(refusal.into()),
+        };
+        let others = reply.members.get("other_keys").and_then(Value::as_array).into_iter().flatten();
+        let all = others.filter_map(Value::as_str).chain(reply.text("public_key"));
+        Ok(Some(all.filter_map(|key| Some((key_id(&decode_point(key).ok()?), key.to_owned()))).collect()))
+    }
 }
 
 /// Writes the files of a backup, which is a directory or an archive, into `to`.

@@ -734,6 +734,12 @@ fn read_request(door: &Door, socket: &Socket, id: &RequestId, request: Request, 
             begin_ok(out, id);
             member_text(out, "app", &app);
             member_text(out, "public_key", &key);
+            let keys = door.tokens.keys(&app);
+            let others: Vec<_> = keys.iter().skip(1).filter_map(|key| door.tokens.public_key_of(&app, *key)).collect();
+            if !others.is_empty() {
+                // They still sign for who subscribed with them.
+                member(out, "other_keys", serde_json::Value::from_iter(others.iter().map(|key| &**key)));
+            }
             end(out);
         }
         Request::Subscription { subscription, reveal } => {

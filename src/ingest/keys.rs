@@ -5,11 +5,20 @@
 
 use p256::AffinePoint;
 use p256::elliptic_curve::point::AffineCoordinates;
+use sha2::{Digest, Sha256};
+
+use crate::message::KeyId;
 
 /// The uncompressed point of `keys.p256dh` or `applicationServerKey`, checked to be on P-256.
 pub fn decode_point(text: &str) -> Result<[u8; 65], PointProblem> {
     let point: [u8; 65] = decode_exactly(text).ok_or(PointProblem::Length)?;
     if is_on_curve(&point) { Ok(point) } else { Err(PointProblem::NotOnCurve) }
+}
+
+/// How rows name a VAPID key.
+pub fn key_id(point: &[u8; 65]) -> KeyId {
+    let hash: [u8; 32] = Sha256::digest(point).into();
+    KeyId(*hash.first_chunk().expect("8 is less than 32"))
 }
 
 /// Why a text is no public key.

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use super::{Db, FORMAT, OpenError, Store, WriteError, classify, family, take_lock};
 use crate::clock;
 use crate::limits::BACKUP_NAME_MAX;
-use crate::message::{Encoding, Name, Reference, UnixMillis};
+use crate::message::{Encoding, KeyId, Name, Reference, UnixMillis};
 use crate::store::registry::row::{self, App, Detail, Subscription};
 
 /// Backups lie in this directory of `data_dir`.
@@ -331,15 +331,24 @@ fn open(directory: &Path) -> Result<Db, RestoreError> {
     Db::open_cf_descriptors_read_only(&options, directory, families, false).map_err(not)
 }
 
-/// The subscriptions and accounts of a backup, each as a line of `export`, to `each`; how many.
-pub fn registry_rows(directory: &Path, each: &mut dyn FnMut(&str) -> Result<(), RestoreError>) -> Result<u64, RestoreError> {
+/// The subscriptions and accounts of a backup, each as a line of `export`, to `each`; how many. Of the key that a subscription was
+/// made with only a hash lies in a backup: `key_of` tells the key of an app that has it, as base64url.
+pub fn registry_rows(
+    directory: &Path,
+    key_of: &mut dyn FnMut(&str, KeyId) -> Option<String>,
+    each: &mut dyn FnMut(&str) -> Result<(), RestoreError>,
+) -> Result<u64, RestoreError> {
     let db = open(directory)?;
-    rows_of(&db, each)
+    rows_of(&db, key_of, each)
 }
 
 /// Accounts that are switched off are lines `{"account":…,"app":…,"enabled":false}`, behind the subscriptions: a disabled
 /// account takes no new ones.
-fn rows_of(db: &Db, each: &mut dyn FnMut(&str) -> Result<(), RestoreError>) -> Result<u64, RestoreError> {
+fn rows_of(
+    db: &Db,
+    key_of: &mut dyn FnMut(&str, KeyId) -> Option<String>,
+    each: &mut dyn FnMut(&str) -> Result<(), RestoreError>,
+) -> Result<u64, RestoreError> {
     let not = |error: rocksdb::Error| RestoreError::NotABackup(error.into_string());
     // A backup of a version that had no registry has no subscriptions.
     let rows = |name: &str| db.cf_handle(name).map(|family| db.iterator_cf(&family, rocksdb::IteratorMode::Start));
@@ -364,7 +373,9 @@ fn rows_of(db: &Db, each: &mut dyn FnMut(&str) -> Result<(), RestoreError>) -> R
             continue;
         };
         if !subscription.gone {
-            each(&line(&subscription, &detail, apps.get(&subscription.app)).to_string())?;
+            let app = apps.get(&subscription.app);
+            let key = subscription.recipient.key.zip(app).and_then(|(key, app)| key_of(app, key));
+            each(&line(&subscription, &detail, app, key).to_string())?;
             told += 1;
         }
     }
@@ -380,7 +391,7 @@ fn rows_of(db: &Db, each: &mut dyn FnMut(&str) -> Result<(), RestoreError>) -> R
 }
 
 /// A subscription as a line of `export`.
-fn line(subscription: &Subscription, detail: &Detail, app: Option<&String>) -> Value {
+fn line(subscription: &Subscription, detail: &Detail, app: Option<&String>, key: Option<String>) -> Value {
     let Subscription { app: _, enabled, gone: _, proven: _, account, scopes, tags, attributes, recipient } = subscription;
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     let names = |names: &[Name]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
@@ -394,7 +405,9 @@ fn line(subscription: &Subscription, detail: &Detail, app: Option<&String>) -> V
     if recipient.encoding == Encoding::Aesgcm {
         own["contentEncoding"] = "aesgcm".into();
     }
-    // Of the key that it was made with only the hash is known here, and `subscribe` takes no hash.
+    if let Some(key) = key {
+        own["applicationServerKey"] = key.into();
+    }
     match &recipient.reference {
         None => {}
         Some(Reference::Text(text)) => own["ref"] = text.as_str().into(),

@@ -73,9 +73,7 @@ fn scopes_are_those_of_the_subscriptions_own_app() {
     for (browser, app) in browsers.iter().zip(["alpha", "beta", "gamma", "default"]) {
         subscribe(&mut operator, browser, json!({"app": app}));
     }
-    let update = |n: usize, scopes: Value| {
-        json!({"op": "update_subscription", "subscription_id": id_of(&browsers[n]), "scopes": scopes, "name": "x"})
-    };
+    let update = |n: usize, scopes: Value| json!({"op": "update_subscription", "subscription_id": id_of(&browsers[n]), "scopes": scopes, "name": "x"});
     for client in [&mut operator, &mut pair] {
         for (n, app, other) in [(0, "alpha", "beta"), (1, "beta", "alpha")] {
             let own = format!("{app}-only");

@@ -3,10 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::super::json::{Value, write_string};
-use super::super::keys::{PointProblem, decode_exactly, decode_point};
+use super::super::keys::{PointProblem, decode_exactly, decode_point, key_id};
 use super::super::request::{Code, Problem, Rejected, Subscriptions};
 use super::Rules;
 use super::fields::{invalid, missing, number, pick, shown, text, within};
@@ -101,9 +99,7 @@ impl Judge<'_> {
     fn server_key(&self, value: &Value<'_>) -> Result<KeyId, Problem> {
         const FIELD: &str = "applicationServerKey";
         let point = decode_point(text(value, FIELD)?).map_err(|problem| bad_point(FIELD, problem))?;
-        let hash = Sha256::digest(point);
-        let mut id = KeyId([0; 8]);
-        id.0.copy_from_slice(&hash[..8]);
+        let id = key_id(&point);
         let known = match self.app {
             Some(app) => self.rules.apps.get(app).is_some_and(|keys| keys.contains(&id)),
             None => self.rules.apps.values().any(|keys| keys.contains(&id)),
@@ -191,7 +187,7 @@ fn reference(value: &Value<'_>) -> Result<Reference, Problem> {
 #[cfg(test)]
 mod tests {
     use super::super::super::request::{Request, To};
-    use super::super::testing::*;
+    use super::super::testing::{key_id, *};
     use super::*;
 
     #[test]
