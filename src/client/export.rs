@@ -43,7 +43,7 @@ pub fn export(socket: &Path, output: &mut Output, arguments: &Export) -> Result<
         request
     };
     let count = connection.call(&Value::Object(request("count")))?.count("count");
-    let bar = ProgressBar::new(count).with_style(style("{bar:30} {human_pos}/{human_len} written, {per_sec:.0}, {eta} left"));
+    let bar = ProgressBar::new(count).with_style(style("{bar:30} {human_pos}/{human_len} written, {speed}, {eta} left"));
 
     let mut list = request("list_subscriptions");
     list.insert("reveal".to_owned(), true.into());

@@ -6,6 +6,7 @@
 //! What was handed in is sent although the rest of the file fails: sending starts with the first `add`.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -61,7 +62,12 @@ pub fn send(socket: &Path, output: &mut Output, arguments: &Send) -> Result<(), 
     };
     let mut connection = Connection::open(socket)?;
     connection.send(&line("send", &options, &format!(r#""to":{to}"#)))?;
-    output.reply(&connection.receive()?.good()?, SEND_MEMBERS)
+    let reply = connection.receive()?.good()?;
+    output.reply(&reply, SEND_MEMBERS)?;
+    if let Some(id) = reply.text("message_id").filter(|_| to.starts_with("{\"segment\"") && !output.json()) {
+        eprintln!("a campaign's recipients are counted as it walks: fanfare status --watch {id}");
+    }
+    Ok(())
 }
 
 const SEND_MEMBERS: &[&str] = &["message_id", "state", "expires", "recipients", "rejected", "duplicate"];
@@ -167,7 +173,12 @@ fn send_file(socket: &Path, output: &mut Output, file: &Path, options: String) -
 /// How progress is drawn.
 pub fn style(template: &str) -> ProgressStyle {
     // The templates are constants of this file: one that does not parse is seen by the first run.
-    ProgressStyle::with_template(template).expect("a constant template").progress_chars("=> ")
+    let style = ProgressStyle::with_template(template).expect("a constant template").progress_chars("=> ");
+    // `per_sec` has four decimals, whatever the template says.
+    style.with_key("speed", |state: &ProgressState, to: &mut dyn fmt::Write| {
+        // What is drawn is a text: writing it cannot fail.
+        let _written = write!(to, "{:.0}/s", state.per_sec());
+    })
 }
 
 /// Subscriptions that will share a line.
@@ -327,9 +338,9 @@ impl Stream {
         };
         let bar = match total {
             Some(total) => {
-                ProgressBar::new(total).with_style(style("{bar:30} {human_pos}/{human_len} handed in, {per_sec:.0}, {eta} left"))
+                ProgressBar::new(total).with_style(style("{bar:30} {human_pos}/{human_len} handed in, {speed}, {eta} left"))
             }
-            None => ProgressBar::no_length().with_style(style("{spinner} {human_pos} handed in, {per_sec:.0}")),
+            None => ProgressBar::no_length().with_style(style("{spinner} {human_pos} handed in, {speed}")),
         };
         bar.set_position(skip);
         bar.reset_eta();
