@@ -1,5 +1,7 @@
 //! A socket of several apps finds what belongs to any of them, and judges it by the rules of the app that it belongs to.
 
+use std::collections::BTreeSet;
+
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, write_vapid_key};
 use serde_json::{Value, json};
@@ -99,4 +101,68 @@ fn scopes_are_those_of_the_subscriptions_own_app() {
     assert_eq!(operator.ok(&update(2, json!(["gamma-only"])))["subscription"]["app"], "gamma");
     // An app that lists none takes any name.
     assert_eq!(operator.ok(&update(3, json!(["weather"])))["subscription"]["scopes"], json!(["weather"]));
+}
+
+#[test]
+fn a_list_has_each_once_whatever_its_pages() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (mock, daemon) = start(|config| apps(&directory, config));
+    let mut operator = daemon.client();
+    // Of one account, at both push services, in several apps; of each app every other one has a tag.
+    let mut known = BTreeSet::new();
+    for n in 0..24 {
+        let browser = mock.subscribe(n % 2, 1).remove(0);
+        let tags = if n % 4 < 2 { json!(["a"]) } else { json!([]) };
+        let more = json!({"app": APPS[n % 3], "account": "alice", "tags": tags});
+        known.insert((APPS[n % 3], n % 4 < 2, subscribe(&mut operator, &browser, more)));
+    }
+    let mut pages = |request: Value, limit: usize| {
+        let (mut found, mut after) = (Vec::new(), Value::Null);
+        loop {
+            let reply = operator.ok(&with(request.clone(), json!({"limit": limit, "after": after})));
+            let page = reply["subscriptions"].as_array().expect("an array");
+            assert!(page.len() <= limit, "{reply}");
+            found.extend(page.iter().map(|one| one["subscription_id"].as_str().expect("text").to_owned()));
+            after = reply["after"].clone();
+            if after.is_null() {
+                found.sort();
+                return found;
+            }
+        }
+    };
+    let sorted = |wanted: &dyn Fn(&str, bool) -> bool| {
+        let mut ids: Vec<String> =
+            known.iter().filter(|(app, tagged, _)| wanted(app, *tagged)).map(|(_, _, id)| id.clone()).collect();
+        ids.sort();
+        ids
+    };
+    let tagged = json!({"tags": {"any": ["a", "b"]}});
+    for limit in [1, 3, 4, 7, 24, 1_000] {
+        let list = |more: Value| with(json!({"op": "list_subscriptions"}), more);
+        assert_eq!(pages(list(json!({})), limit), sorted(&|_, _| true), "{limit}");
+        assert_eq!(pages(list(json!({"account": "alice"})), limit), sorted(&|_, _| true), "{limit}");
+        assert_eq!(pages(list(json!({"account": "alice", "app": "beta"})), limit), sorted(&|app, _| app == "beta"), "{limit}");
+        assert_eq!(pages(list(json!({"segment": tagged})), limit), sorted(&|_, tagged| tagged), "{limit}");
+    }
+}
+
+#[test]
+fn an_account_is_online_if_it_is_in_any_of_the_apps() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (mock, daemon) = start(|config| apps(&directory, config));
+    let mut operator = daemon.client();
+    let mut pair = Client::connect(directory.path().join("pair.sock")).expect("it listens");
+    let browser = mock.subscribe(0, 1).remove(0);
+    subscribe(&mut operator, &browser, json!({"app": "gamma", "account": "alice"}));
+    for app in APPS {
+        let presence = |state: &str| json!({"op": "presence", "account": "alice", "app": app, "state": state});
+        operator.ok(&presence("online"));
+        let told = operator.ok(&json!({"op": "account", "account": "alice"}));
+        assert_eq!((&told["presence"], &told["reachable"]), (&json!("online"), &json!(true)), "{app}: {told}");
+        let told = pair.ok(&json!({"op": "account", "account": "alice"}));
+        let seen = if app == "gamma" { "offline" } else { "online" };
+        assert_eq!((&told["presence"], &told["subscriptions"]), (&json!(seen), &json!([])), "{app}: {told}");
+        operator.ok(&presence("offline"));
+        assert_eq!(operator.ok(&json!({"op": "account", "account": "alice"}))["presence"], "offline");
+    }
 }

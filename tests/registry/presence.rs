@@ -222,3 +222,32 @@ fn what_waits_survives_a_kill() {
     assert_eq!(number(&wait_ended(&mut client, &id), "accepted"), 1);
     assert_eq!(texts(&mock, &browser), ["news"]);
 }
+
+#[test]
+fn who_was_there_before_a_start_is_there_for_the_grace() {
+    let (mock, mut daemon) = start(|config| config.set("presence.grace", 30));
+    let mut client = daemon.client();
+    visitor(&mut client, &mock, "alice");
+    present(&mut client, "alice", "online", json!({"lease": 2}));
+    let presence =
+        |client: &mut Client, account: &str| client.ok(&json!({"op": "account", "account": account}))["presence"].take();
+    assert_eq!((presence(&mut client, "alice"), presence(&mut client, "bob")), (json!("online"), json!("offline")));
+    // Presence is written with checkpoints.
+    std::thread::sleep(Duration::from_secs(1));
+    daemon.kill9();
+    // Its pages could not say so meanwhile.
+    std::thread::sleep(Duration::from_secs(2));
+    daemon.restart().expect("it starts");
+    let mut client = daemon.client();
+    assert_eq!((presence(&mut client, "alice"), presence(&mut client, "bob")), (json!("online"), json!("offline")));
+}
+
+#[test]
+fn a_shorter_lease_takes_the_place_of_a_longer_one() {
+    let (_mock, daemon) = settled();
+    let mut client = daemon.client();
+    present(&mut client, "alice", "online", json!({"lease": 600, "session": "tab"}));
+    present(&mut client, "alice", "online", json!({"lease": 0.5, "session": "tab"}));
+    let mut online = || client.ok(&json!({"op": "account", "account": "alice"}))["presence"] == "online";
+    assert!(wait(Duration::from_secs(30), || !online()), "the page said that it would be gone by now");
+}

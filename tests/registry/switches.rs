@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use fanfare_loadtest::mock::Fault;
+use serde_json::{Value, json};
 
-use crate::support::{id_of, in_seconds, number, send, start, subscribe, subscription, texts, wait_ended, wait_events};
+use crate::support::{answer, id_of, in_seconds, number, send, start, subscribe, subscription, texts, wait_ended, wait_events};
 
 #[test]
 fn a_disabled_account_gets_nothing_until_it_is_enabled() {
@@ -84,11 +85,15 @@ fn a_disabled_subscription_gets_nothing_until_it_is_enabled() {
         let id = send(&mut client, to.clone(), json!({}));
         assert_eq!(number(&wait_ended(&mut client, &id), "accepted"), 1, "{to}");
     }
+    let account = json!({"op": "account", "account": "alice"});
+    assert_eq!(client.ok(&account)["reachable"], true, "one of two is on");
     // Also one that is disabled while a message waits.
     let waiting = send(&mut client, json!({"subscription_ids": [id_of(&browsers[1])]}), json!({"at": in_seconds(1.0)}));
     client.ok(&json!({"op": "update_subscription", "subscription_id": id_of(&browsers[1]), "enabled": false}));
     let ended = wait_ended(&mut client, &waiting);
     assert_eq!((number(&ended, "accepted"), number(&ended, "skipped")), (0, 1), "{ended}");
+    let told = client.ok(&account);
+    assert_eq!((&told["enabled"], &told["reachable"]), (&json!(true), &json!(false)), "none is on: {told}");
     // A page view does not enable what its owner has disabled.
     subscribe(&mut client, &browsers[0], json!({"account": "alice"}));
     assert_eq!(subscription(&mut client, &browsers[0])["enabled"], false);
@@ -114,4 +119,30 @@ fn a_disabled_account_takes_no_new_subscription() {
     assert_eq!(client.ok(&request)["created"], true);
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(mock.counters().requests, 0, "nothing was sent to anybody");
+}
+
+#[test]
+fn a_browser_that_is_gone_is_none_of_its_accounts_any_more() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 2);
+    for browser in &browsers {
+        subscribe(&mut client, browser, json!({"account": "alice"}));
+    }
+    for (n, browser) in browsers.iter().enumerate() {
+        answer(&mock, browser, Fault::status(410));
+        let id = send(&mut client, json!({"subscription_ids": [id_of(browser)]}), json!({}));
+        assert_eq!(number(&wait_ended(&mut client, &id), "gone"), 1);
+        let left: Vec<String> = browsers[n + 1..].iter().map(id_of).collect();
+        let told = client.ok(&json!({"op": "account", "account": "alice"}));
+        let ids = |told: &Value| -> Vec<String> {
+            let all = told["subscriptions"].as_array().expect("an array").iter();
+            all.map(|one| one["subscription_id"].as_str().expect("text").to_owned()).collect()
+        };
+        assert_eq!((ids(&told), &told["reachable"]), (left.clone(), &json!(!left.is_empty())), "{told}");
+        assert_eq!(ids(&client.ok(&json!({"op": "list_subscriptions", "account": "alice"}))), left);
+    }
+    // Asked for by its name it is there until it is dropped, and says why.
+    let told = subscription(&mut client, &browsers[0]);
+    assert_eq!((&told["valid"], &told["account"]), (&json!(false), &json!("alice")), "{told}");
 }
