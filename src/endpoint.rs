@@ -259,11 +259,9 @@ impl fmt::Display for AllowedHost {
     }
 }
 
-/// Whether `name` is `zone` or a subdomain of it: compared label by label from the right, so `evilpush.apple.com` is no
-/// `push.apple.com`.
+/// Whether `name` is `zone` or a subdomain of it: whole labels are compared, so `evilpush.apple.com` is no `push.apple.com`.
 fn is_or_is_below(name: &str, zone: &str) -> bool {
-    let mut labels = name.rsplit('.');
-    zone.rsplit('.').all(|label| labels.next() == Some(label))
+    name.strip_suffix(zone).is_some_and(|above| above.is_empty() || above.ends_with('.'))
 }
 
 /// An endpoint that is canonical as it stands.
@@ -320,17 +318,22 @@ fn read_plain(text: &str) -> Option<Plain<'_>> {
         }
     }
 
-    let mut previous = 0;
-    let mut in_query = false;
-    for &byte in &bytes[path_at..] {
-        match PLAIN[usize::from(byte)] {
-            Class::Plain => {}
-            Class::Dot if previous != b'/' || in_query => {}
-            Class::Percent if in_query => {}
-            Class::Question => in_query = true,
-            _ => return None,
+    let behind = &bytes[path_at..];
+    // Most are: looked at without an early end, because that takes a third of the time.
+    let all_plain = behind.iter().fold(0, |met, byte| met | PLAIN[usize::from(*byte)] as u8) == Class::Plain as u8;
+    if !all_plain {
+        let mut previous = 0;
+        let mut in_query = false;
+        for &byte in behind {
+            match PLAIN[usize::from(byte)] {
+                Class::Plain => {}
+                Class::Dot if previous != b'/' || in_query => {}
+                Class::Percent if in_query => {}
+                Class::Question => in_query = true,
+                _ => return None,
+            }
+            previous = byte;
         }
-        previous = byte;
     }
     let origin_len = u16::try_from("https://".len() + path_at).ok()?;
     Some(Plain { host: &rest[..host_len], port, origin_len })
@@ -339,7 +342,7 @@ fn read_plain(text: &str) -> Option<Plain<'_>> {
 #[derive(Clone, Copy)]
 enum Class {
     /// Left as it is in path and query.
-    Plain,
+    Plain = 0,
     Dot,
     Percent,
     Question,
