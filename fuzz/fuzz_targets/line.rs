@@ -1,12 +1,12 @@
 //! Any bytes are judged, and the answer to them is one line of JSON that repeats the `id`; a request is what it promises to be;
-//! the reader of JSON agrees with serde_json.
+//! the reader of JSON agrees with serde_json, and the short way of the common line with the general one.
 
 #![no_main]
 
 use std::sync::LazyLock;
 
 use fanfare_fuzz::ingest::json::{Value, read_line, write_compact};
-use fanfare_fuzz::ingest::line::{Rules, parse};
+use fanfare_fuzz::ingest::line::{Rules, parse, parse_by_tree};
 use fanfare_fuzz::ingest::reply::write_problem;
 use fanfare_fuzz::ingest::request::{Of, Payload, Request, Subscriptions, To};
 use fanfare_fuzz::limits::{
@@ -21,6 +21,8 @@ static RULES: LazyLock<Rules> = LazyLock::new(rules);
 
 fuzz_target!(|bytes: &[u8]| {
     let (id, judged) = parse(bytes, &RULES, NOW);
+    let by_tree = parse_by_tree(bytes, &RULES, NOW);
+    assert_eq!((&id, &judged), (&by_tree.0, &by_tree.1));
     match judged {
         Ok(Request::Send(send)) => {
             check_payload(&send.payload);

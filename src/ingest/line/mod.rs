@@ -4,12 +4,13 @@
 //! wherever it could be read; what is in a request needs no further check of its form. A problem's message never repeats a
 //! key, an endpoint or a payload.
 //!
-//! Following one line: this file reads its JSON, finds its `op` and asks `send`, `control`, `registry` or `queries`; those use
-//! `body` for what is sent, `subscription` for a browser's own object, `segment` for a choice among the registry's, and `fields`
+//! Following one line: this file reads its JSON, finds its `op` and asks `send`, `control`, `registry` or `queries`; the common
+//! `send` is read by `fast`, which makes no tree of it. Those use `body` for what is sent, `subscription` for a browser's own object, `segment` for a choice among the registry's, and `fields`
 //! for single members.
 
 mod body;
 mod control;
+mod fast;
 mod fields;
 mod fingerprint;
 mod queries;
@@ -21,6 +22,7 @@ mod subscription;
 mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::Utf8Error;
 use std::sync::Arc;
 
 use self::fields::{NO_SCOPE, bad_json, invalid, missing, pick, text};
@@ -73,7 +75,19 @@ pub fn foreign_scope(scope: &str) -> Problem {
 
 /// Reads and checks one line, given without its newline; `now` is the time of acceptance.
 pub fn parse(line: &[u8], rules: &Rules, now: UnixMillis) -> (RequestId, Result<Request, Problem>) {
-    let (text, cut) = match std::str::from_utf8(line) {
+    let text = std::str::from_utf8(line);
+    let common = text.ok().and_then(|text| fast::parse(text, rules, now));
+    common.unwrap_or_else(|| by_tree(line, text, rules, now))
+}
+
+/// The same for every line by the general way alone: what [`parse`] is held against.
+pub fn parse_by_tree(line: &[u8], rules: &Rules, now: UnixMillis) -> (RequestId, Result<Request, Problem>) {
+    by_tree(line, std::str::from_utf8(line), rules, now)
+}
+
+/// Makes a tree of the line's JSON, and a request of the tree.
+fn by_tree(line: &[u8], text: Result<&str, Utf8Error>, rules: &Rules, now: UnixMillis) -> (RequestId, Result<Request, Problem>) {
+    let (text, cut) = match text {
         Ok(text) => (text, None),
         // What lies before is read for the sake of its `id`.
         Err(error) => {

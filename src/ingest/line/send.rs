@@ -17,6 +17,32 @@ use super::subscription::Judge;
 use crate::limits::{COMMIT_RECIPIENTS_MAX, FALLBACK_MAX, IDEMPOTENCY_KEY_MAX, LABEL_MAX, POSITION_MAX, TOPIC_MAX};
 use crate::message::{UnixMillis, Urgency};
 
+/// The members of a `send` beside `to`, however they were read; null equals absent.
+#[derive(Default)]
+pub(super) struct Given<'v, 'a> {
+    pub payload: Option<&'v Value<'a>>,
+    pub payload_base64: Option<&'v Value<'a>>,
+    pub notification: Option<&'v Value<'a>>,
+    pub app_badge: Option<&'v Value<'a>>,
+    pub mutable: Option<&'v Value<'a>>,
+    pub ttl: Option<&'v Value<'a>>,
+    pub urgency: Option<&'v Value<'a>>,
+    pub topic: Option<&'v Value<'a>>,
+    pub app: Option<&'v Value<'a>>,
+    pub idempotency_key: Option<&'v Value<'a>>,
+    pub at: Option<&'v Value<'a>>,
+    pub paused: Option<&'v Value<'a>>,
+    pub label: Option<&'v Value<'a>>,
+    pub reference: Option<&'v Value<'a>>,
+    pub rate: Option<&'v Value<'a>>,
+    pub spread: Option<&'v Value<'a>>,
+    pub scope: Option<&'v Value<'a>>,
+    pub when: Option<&'v Value<'a>>,
+    pub receipts: Option<&'v Value<'a>>,
+    pub fallback: Option<&'v Value<'a>>,
+    pub template: Option<&'v Value<'a>>,
+}
+
 /// `send`.
 pub(super) fn send(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Request, Problem> {
     let [
@@ -70,54 +96,116 @@ pub(super) fn send(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Res
         ],
     )?;
     let to = to.ok_or_else(|| missing("to"))?;
-    let app = app_or_default(app, rules)?;
-    let ttl = ttl.map_or(Ok(rules.messages.ttl_default), |value| seconds_to_live(value, rules))?;
-    let urgency = match urgency {
-        Some(value) => Urgency::parse(text(value, "urgency")?)
-            .ok_or_else(|| invalid("urgency", "must be one of very-low, low, normal, high"))?,
-        None => Urgency::Normal,
-    };
-    let idempotency_key = match idempotency_key {
-        Some(value) => Some(bounded(value, "idempotency_key", 1, IDEMPOTENCY_KEY_MAX)?.to_owned()),
-        None => None,
-    };
-    let spread = match spread {
-        Some(value) => {
-            let spread = above_zero(value, "spread")?;
-            if spread > f64::from(ttl) {
-                return Err(invalid("spread", format!("must be at most the ttl, {ttl} seconds")));
-            }
-            Some(spread)
-        }
-        None => None,
-    };
-    let personal = Personal {
-        receipts: receipts.map_or(Ok(false), |value| boolean(value, "receipts"))?,
-        template: template.map_or(Ok(false), |value| boolean(value, "template"))?,
-    };
-    let mut send = Send {
-        to: To::Stream,
-        payload: body::payload([payload, payload_base64, notification, app_badge, mutable], personal)?,
+    let given = Given {
+        payload,
+        payload_base64,
+        notification,
+        app_badge,
+        mutable,
         ttl,
         urgency,
-        topic: topic.map(checked_topic).transpose()?,
-        fingerprint: if idempotency_key.is_some() { fingerprint(members) } else { [0; 16] },
-        idempotency_key,
-        at: at.map(|value| not_before(value, rules, now)).transpose()?,
-        paused: paused.map_or(Ok(false), |value| boolean(value, "paused"))?,
-        label: label.map(|value| bounded(value, "label", 1, LABEL_MAX)).transpose()?.map(Arc::from),
-        reference: reference.map(|value| bounded(value, "ref", 1, LABEL_MAX)).transpose()?.map(Arc::from),
-        rate: rate.map(|value| above_zero(value, "rate")).transpose()?,
-        spread,
-        scope: scope.map(|value| fields::scope(value, Some(&app), rules)).transpose()?,
-        when_offline: when.map_or(Ok(false), offline)?,
-        fallback: fallback.map(seconds_to_fallback).transpose()?,
+        topic,
         app,
+        idempotency_key,
+        at,
+        paused,
+        label,
+        reference,
+        rate,
+        spread,
+        scope,
+        when,
+        receipts,
+        fallback,
+        template,
     };
-    // Last, because it is the dearest.
-    send.to = recipients(to, &Judge { rules, app: Some(&send.app), now, attributes: personal.template })?;
-    suits(&send)?;
+    let mut send = given.send(rules, now, |judge| recipients(to, judge))?;
+    if send.idempotency_key.is_some() {
+        send.fingerprint = fingerprint(members);
+    }
     Ok(Request::Send(Box::new(send)))
+}
+
+impl Given<'_, '_> {
+    /// Checks everything; `to` judges the recipients when it is their turn. The fingerprint is still to be made.
+    pub fn send(
+        self,
+        rules: &Rules,
+        now: UnixMillis,
+        to: impl FnOnce(&Judge<'_>) -> Result<To, Problem>,
+    ) -> Result<Send, Problem> {
+        let Given {
+            payload,
+            payload_base64,
+            notification,
+            app_badge,
+            mutable,
+            ttl,
+            urgency,
+            topic,
+            app,
+            idempotency_key,
+            at,
+            paused,
+            label,
+            reference,
+            rate,
+            spread,
+            scope,
+            when,
+            receipts,
+            fallback,
+            template,
+        } = self;
+        let app = app_or_default(app, rules)?;
+        let ttl = ttl.map_or(Ok(rules.messages.ttl_default), |value| seconds_to_live(value, rules))?;
+        let urgency = match urgency {
+            Some(value) => Urgency::parse(text(value, "urgency")?)
+                .ok_or_else(|| invalid("urgency", "must be one of very-low, low, normal, high"))?,
+            None => Urgency::Normal,
+        };
+        let idempotency_key = match idempotency_key {
+            Some(value) => Some(bounded(value, "idempotency_key", 1, IDEMPOTENCY_KEY_MAX)?.to_owned()),
+            None => None,
+        };
+        let spread = match spread {
+            Some(value) => {
+                let spread = above_zero(value, "spread")?;
+                if spread > f64::from(ttl) {
+                    return Err(invalid("spread", format!("must be at most the ttl, {ttl} seconds")));
+                }
+                Some(spread)
+            }
+            None => None,
+        };
+        let personal = Personal {
+            receipts: receipts.map_or(Ok(false), |value| boolean(value, "receipts"))?,
+            template: template.map_or(Ok(false), |value| boolean(value, "template"))?,
+        };
+        let mut send = Send {
+            to: To::Stream,
+            payload: body::payload([payload, payload_base64, notification, app_badge, mutable], personal)?,
+            ttl,
+            urgency,
+            topic: topic.map(checked_topic).transpose()?,
+            fingerprint: [0; 16],
+            idempotency_key,
+            at: at.map(|value| not_before(value, rules, now)).transpose()?,
+            paused: paused.map_or(Ok(false), |value| boolean(value, "paused"))?,
+            label: label.map(|value| bounded(value, "label", 1, LABEL_MAX)).transpose()?.map(Arc::from),
+            reference: reference.map(|value| bounded(value, "ref", 1, LABEL_MAX)).transpose()?.map(Arc::from),
+            rate: rate.map(|value| above_zero(value, "rate")).transpose()?,
+            spread,
+            scope: scope.map(|value| fields::scope(value, Some(&app), rules)).transpose()?,
+            when_offline: when.map_or(Ok(false), offline)?,
+            fallback: fallback.map(seconds_to_fallback).transpose()?,
+            app,
+        };
+        // Last, because it is the dearest.
+        send.to = to(&Judge { rules, app: Some(&send.app), now, attributes: personal.template })?;
+        suits(&send)?;
+        Ok(send)
+    }
 }
 
 /// Whether the options fit the recipients.

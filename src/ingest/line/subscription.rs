@@ -21,6 +21,17 @@ pub(super) struct Judge<'r> {
     pub attributes: bool,
 }
 
+/// The members of a subscription beside its keys, however they were read; null equals absent.
+#[derive(Default)]
+pub(super) struct Given<'v, 'a> {
+    pub endpoint: Option<&'v Value<'a>>,
+    pub expiration: Option<&'v Value<'a>>,
+    pub encoding: Option<&'v Value<'a>>,
+    pub server_key: Option<&'v Value<'a>>,
+    pub own_reference: Option<&'v Value<'a>>,
+    pub attributes: Option<&'v Value<'a>>,
+}
+
 impl Judge<'_> {
     /// Each of an array by itself, an endpoint once; `place` is the array's path in the line.
     pub fn list(&self, value: &Value<'_>, place: &str) -> Result<Subscriptions, Problem> {
@@ -59,16 +70,27 @@ impl Judge<'_> {
         // Members that we do not know are the browser's own business (DESIGN 3).
         let [endpoint, expiration, keys, encoding, server_key, own_reference, attributes] =
             pick(members, ["endpoint", "expirationTime", "keys", "contentEncoding", "applicationServerKey", "ref", "attributes"]);
+        let given = Given { endpoint, expiration, encoding, server_key, own_reference, attributes };
+        self.given(given, || match keys.ok_or_else(|| missing("keys"))? {
+            Value::Object(keys) => Ok(pick(keys, ["p256dh", "auth"])),
+            _ => Err(invalid("keys", "must be an object with p256dh and auth")),
+        })
+    }
+
+    /// One subscription by its members; `keys` gives `p256dh` and `auth` when it is their turn.
+    pub fn given<'v, 'a: 'v>(
+        &self,
+        given: Given<'v, 'a>,
+        keys: impl FnOnce() -> Result<[Option<&'v Value<'a>>; 2], Problem>,
+    ) -> Result<Recipient, Problem> {
+        let Given { endpoint, expiration, encoding, server_key, own_reference, attributes } = given;
         let reference = own_reference.map(reference).transpose()?;
         let endpoint = endpoint.ok_or_else(|| missing("endpoint"))?;
         let refused = |message: String| Problem { code: Code::EndpointRefused, field: Some("endpoint".to_owned()), message };
         let Value::Text(endpoint) = endpoint else { return Err(refused("an endpoint is a string".to_owned())) };
         let (endpoint, service) = self.rules.policy.check(endpoint).map_err(|problem| refused(problem.to_string()))?;
 
-        let Value::Object(keys) = keys.ok_or_else(|| missing("keys"))? else {
-            return Err(invalid("keys", "must be an object with p256dh and auth"));
-        };
-        let [p256dh, auth] = pick(keys, ["p256dh", "auth"]);
+        let [p256dh, auth] = keys()?;
         let auth = text(auth.ok_or_else(|| missing("keys.auth"))?, "keys.auth")?;
         let auth = decode_exactly(auth).ok_or_else(|| invalid("keys.auth", "must be 16 bytes in base64url"))?;
         let p256dh = text(p256dh.ok_or_else(|| missing("keys.p256dh"))?, "keys.p256dh")?;
