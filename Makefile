@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench install
+.PHONY: help build demo test bench guard guard-keep install
 
 # Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
 HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
@@ -18,7 +18,7 @@ DESTDIR ?=
 RELEASE := $(CARGO_TARGET_DIR)/release
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: ## build the daemon, the mock push service and the load generator
 	@.ci/packages
@@ -34,6 +34,7 @@ test: ## everything that CI checks
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 	cargo bench --workspace --bench '*' --no-run
+	$(GUARD)
 	cargo test --release --workspace --doc
 	@if [ -x fuzz/run ]; then echo "fuzz/run 20"; fuzz/run 20; fi
 	cargo build --release --workspace --bins
@@ -42,6 +43,17 @@ test: ## everything that CI checks
 bench: ## measure the parts: sealing, committing, scheduling
 	@.ci/packages
 	cargo bench --workspace --bench '*'
+
+# Compiled as a release is, whatever the environment says: incremental code is other code.
+GUARD := CARGO_INCREMENTAL=0 cargo bench --bench guard
+
+guard: ## count the instructions of parsing, sealing, posting and settling; fails where they are more than is kept
+	@.ci/packages guard
+	$(GUARD)
+
+guard-keep: ## keep what is counted now as what the guard compares with
+	@.ci/packages guard
+	$(GUARD) -- --keep
 
 install: ## install into $(PREFIX): programs, units, documentation (after `make build`, as root)
 	@test -x $(RELEASE)/fanfare || { echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; exit 1; }

@@ -1,0 +1,181 @@
+//! Settling: what an answer means, what the push service's health makes of it, the outcome in memory, and its share of a checkpoint.
+//! All of it in this thread, one loop after the other, so that nothing depends on who comes first.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use fanfare::encrypt::key::SigningKey;
+use fanfare::encrypt::vapid::{AppKeys, Tokens};
+use fanfare::ingest::request::{Payload, Send, Subscriptions, To};
+use fanfare::message::{Answer, Answered, Delivery, Encoding, Endpoint, KeyId, Origin, Recipient, Service};
+use fanfare::metrics;
+use fanfare::outcome::Outcome;
+use fanfare::schedule::backoff::Bounds;
+use fanfare::schedule::origins::Table;
+use fanfare::store::commit::{Done, Op, Preparing, Writes, prepare_send};
+use fanfare::store::key::WorkKey;
+use fanfare::store::writer::{News, Settings, Settle, Writer};
+use fanfare::store::{Store, family};
+use fanfare::{clock, config};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::sync::oneshot;
+
+use crate::counted;
+use crate::parts::BODY;
+
+const APP: &str = "shop";
+const ORIGIN: &str = "https://fcm.googleapis.com";
+/// Lines of a group commit.
+const LINES: u64 = 256;
+
+pub fn play(answers: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    // The daemon counts and times, which is part of the cost.
+    runtime.block_on(async { metrics::listen(([127, 0, 0, 1], 0).into()) }).expect("a port");
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = config::Store {
+        checkpoint_interval: Duration::from_millis(250),
+        cache_mb: 64,
+        min_free_percent: 0.0,
+        reserve_mb: 1,
+        fresh_mb: 32,
+    };
+    let store = Arc::new(Store::open(directory.path(), &settings, &[]).expect("it opens"));
+    commit(&store, answers);
+    let deliveries = claim(&store);
+    assert_eq!(deliveries.len() as u64, answers);
+
+    let (answered_in, answered) = unbounded();
+    let (settles_in, settles) = unbounded();
+    let outcome = outcome(&store, answered, settles_in.clone());
+    let origin = Origin(Arc::from(ORIGIN));
+    outcome.origins.handed_out(Service::FCM, Some(&origin), clock::now(), deliveries.len());
+    let key = outcome.tokens.keys(APP)[0];
+    for delivery in deliveries {
+        let answered = Answered { delivery, origin: origin.clone(), key, answer: created(), latency_micros: 40_000 };
+        answered_in.send(answered).expect("it is received");
+    }
+    // With nobody left to send, the outcome's loop ends when it has taken all.
+    drop(answered_in);
+    let (_commits, writer) = writer(&store, settles);
+    let mut work = Some((outcome, writer));
+    counted(&mut || {
+        let Some((outcome, writer)) = work.take() else { return };
+        outcome.run(|| {});
+        settles_in.send(Settle::Stop).expect("the writer takes it");
+        writer.run(|| {}).expect("it writes");
+    });
+    assert_eq!(store.pending.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+/// Commits so many singles.
+fn commit(store: &Arc<Store>, lines: u64) {
+    let (settles_in, settles) = unbounded();
+    let (commits, writer) = writer(store, settles);
+    let mut replies = Vec::new();
+    for group in 0..lines / LINES {
+        let (reply, answers) = oneshot::channel();
+        let ops = (0..LINES).map(|n| send(store, group * LINES + n)).collect();
+        commits.send(Writes { ops, reply, places: Vec::new() }).expect("the writer takes it");
+        replies.push(answers);
+    }
+    settles_in.send(Settle::Stop).expect("the writer takes it");
+    writer.run(|| {}).expect("it writes");
+    for answers in replies {
+        let answers = answers.blocking_recv().expect("it answers");
+        assert!(answers.iter().all(|done| matches!(done, Done::Taken { .. })));
+    }
+}
+
+fn writer(store: &Arc<Store>, settles: Receiver<Settle>) -> (Sender<Writes>, Writer) {
+    let (wake, _rung) = bounded(1);
+    let (commits, commits_out) = unbounded();
+    let (cancelled, _sweep) = bounded(1);
+    let settings = Settings {
+        checkpoint_interval: Duration::from_millis(250),
+        max_pending: u64::MAX,
+        log: Default::default(),
+        first_keys: Default::default(),
+        apps: Arc::new(vec![Arc::from(APP)]),
+        browsers_per_account: 10_000,
+        undo: 604_800_000,
+        grace: 120_000,
+    };
+    let news = Arc::new(News::new(wake));
+    (commits, Writer::open(store.clone(), settings, commits_out, settles, news, cancelled).expect("it opens"))
+}
+
+/// One recipient with a body of its own.
+fn send(store: &Store, n: u64) -> Op {
+    let recipient = Recipient {
+        service: Service::FCM,
+        endpoint: Endpoint::from_checked(Bytes::from(format!("{ORIGIN}/fcm/send/{n:0>160}")), ORIGIN.len() as u16),
+        p256dh: [4; 65],
+        auth: [1; 16],
+        encoding: Encoding::Aes128gcm,
+        key: None,
+        expiration: None,
+        reference: None,
+        attributes: None,
+        registered: None,
+    };
+    let to = To::Subscriptions(Subscriptions { good: vec![recipient], rejected: Vec::new() });
+    let send = Send::new(Arc::from(APP), to, Payload::opaque(Bytes::from_static(&[b'x'; BODY])), 86_400);
+    let preparing = Preparing {
+        now: clock::now(),
+        ttl0_patience: Duration::from_secs(5),
+        first_key: KeyId([0; 8]),
+        services: &store.services,
+    };
+    Op::Send(Box::new(prepare_send(send, &preparing)))
+}
+
+/// Claims all that was committed, as workers do.
+#[allow(clippy::vec_box, reason = "each is moved on as a box")]
+fn claim(store: &Store) -> Vec<Box<Delivery>> {
+    let mut keys = Vec::new();
+    let reader = store.reader().expect("it is open");
+    reader
+        .scan(family::WORK, &[], &[0xff; 16], |key, _| {
+            keys.push(WorkKey::decode(key).expect("the writer's own"));
+            true
+        })
+        .expect("it is read");
+    drop(reader);
+    let mut deliveries = Vec::new();
+    for key in &keys {
+        let batch = store.batch(key.batch(), key.count).expect("it is read");
+        let row = store.work_row(&batch, key).expect("it is read").expect("it was committed");
+        let claimed = batch.claim(0, key.count);
+        deliveries.extend(store.work_row_deliveries(key, &claimed, &row));
+    }
+    deliveries
+}
+
+fn outcome(store: &Arc<Store>, answers: Receiver<Answered>, settles: Sender<Settle>) -> Outcome {
+    let (wake, _rung) = bounded(1);
+    let app = AppKeys { app: Arc::from(APP), subject: Arc::from("mailto:a@example.com"), keys: vec![SigningKey::generate()] };
+    Outcome {
+        store: store.clone(),
+        answers,
+        settles,
+        origins: Arc::new(Table::new(16, |_| 1_000)),
+        tokens: Arc::new(Tokens::new(vec![app], 16)),
+        wake,
+        retry: Bounds::new(1_000, 3_600_000).expect("good bounds"),
+        padding: false,
+        stop: Arc::new(AtomicBool::new(false)),
+        complaints: Default::default(),
+    }
+}
+
+/// What FCM answers.
+fn created() -> Answer {
+    let mut headers = HeaderMap::new();
+    headers.insert("location", HeaderValue::from_static("https://fcm.googleapis.com/m/0:1795343400000000%abcdefabcdefabcd"));
+    headers.insert("ttl", HeaderValue::from_static("86400"));
+    Answer::Response { status: StatusCode::CREATED, headers, body: Bytes::new() }
+}
