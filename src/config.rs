@@ -118,6 +118,8 @@ pub struct Encrypt {
     pub threads: usize,
     /// Plaintexts are padded to a multiple of this many bytes; 0: not at all.
     pub padding: usize,
+    /// Megabytes of key agreements that are made ahead of need; 0: none are.
+    pub warm_memory: usize,
 }
 
 /// `[deliver]`.
@@ -556,6 +558,7 @@ impl Section<'_> {
         let encrypt = Encrypt {
             threads: section.integer("threads", 0, 0..=1_024) as usize,
             padding: section.integer("padding", 0, 0..=PAYLOAD_MAX as u64) as usize,
+            warm_memory: section.integer("warm_memory", 64, 0..=MANY) as usize,
         };
         section.end();
         encrypt
@@ -1082,7 +1085,7 @@ mod tests {
         assert!(!events.log.contains(&EventType::Ended(Ending::Accepted)));
         assert_eq!((store.checkpoint_interval, store.cache_mb, store.min_free_percent), (seconds(0.25), 256, 5.0));
         assert_eq!((store.reserve_mb, store.fresh_mb), (64, 32));
-        assert_eq!((encrypt.threads, encrypt.padding), (0, 0));
+        assert_eq!((encrypt.threads, encrypt.padding, encrypt.warm_memory), (0, 0, 64));
         assert_eq!(
             (deliver.connections_per_origin, deliver.origins, deliver.timeout, deliver.drain),
             (4, 1_024, seconds(30.0), seconds(10.0))
@@ -1196,6 +1199,7 @@ mod tests {
             ("[store]\nreserve_mb = -1", "store.reserve_mb"),
             ("[encrypt]\nthreads = -1", "encrypt.threads"),
             ("[encrypt]\npadding = 3994", "encrypt.padding"),
+            ("[encrypt]\nwarm_memory = -1", "encrypt.warm_memory"),
             ("[deliver]\nconnections_per_origin = 0", "deliver.connections_per_origin"),
             ("[deliver]\norigins = 0", "deliver.origins"),
             ("[deliver]\ntimeout = \"30\"", "deliver.timeout"),

@@ -35,6 +35,7 @@ use crate::deliver::{self, Pool};
 use crate::encrypt::key::{KeyFileError, SigningKey};
 use crate::encrypt::payload::{Agreement, Sealer};
 use crate::encrypt::vapid::{AppKeys, Tokens};
+use crate::encrypt::warm::Warm;
 use crate::encrypt::{Shared, Worker};
 use crate::endpoint::EndpointPolicy;
 use crate::exit::Exit;
@@ -200,6 +201,7 @@ struct Daemon {
     tokens: Arc<Tokens>,
     pool: Pool,
     origins: Arc<Table>,
+    warm: Arc<Warm>,
     beats: Beats,
     /// Stops the scheduler, the workers and the sweep.
     stop: Arc<AtomicBool>,
@@ -274,6 +276,7 @@ impl Daemon {
         let threads = if config.encrypt.threads == 0 { cores } else { config.encrypt.threads };
         let (high, high_out) = bounded(threads * 2);
         let (normal, normal_out) = bounded(threads * 2);
+        let warm = Arc::new(Warm::new(config.encrypt.warm_memory << 20));
         let shared = Arc::new(Shared {
             store: store.clone(),
             origins: origins.clone(),
@@ -285,6 +288,7 @@ impl Daemon {
             normal: normal_out,
             padding: config.encrypt.padding,
             receipts: Receipts::new(&store.keyed_hash(b"receipts")),
+            warm: warm.clone(),
             stop: stop.clone(),
         });
         let agreement = Agreement::fastest();
@@ -370,6 +374,7 @@ impl Daemon {
             tokens,
             pool,
             origins,
+            warm,
             beats,
             stop,
             stop_outcome,
@@ -447,7 +452,12 @@ impl Daemon {
                         Some(name) => tracing::error!(name, "a loop has not come round for 15 s"),
                     }
                     let levels = Levels { store: self.store.clone(), origins: self.origins.clone(), pool: self.pool.clone(), tokens: self.tokens.clone() };
-                    tokio::task::spawn_blocking(move || levels.set(turns % 10 == 1));
+                    let warm = self.warm.clone();
+                    tokio::task::spawn_blocking(move || {
+                        warm.look(&levels.store, clock::now());
+                        metrics::warm(&warm.usage());
+                        levels.set(turns % 10 == 1);
+                    });
                 }
             }
         }
@@ -470,6 +480,7 @@ impl Daemon {
             }
             self.pool.reload_roots().map_err(|error| error.to_string())?;
             self.tokens.reload(apps);
+            self.warm.set_bound(config.encrypt.warm_memory << 20);
             for socket in &self.sockets {
                 let apps: Vec<String> = socket.rules.load().apps.keys().map(|app| app.to_string()).collect();
                 socket.rules.store(Arc::new(rules(&config, &apps, &self.tokens, &self.store)));
@@ -477,7 +488,9 @@ impl Daemon {
             Ok(())
         });
         match applied {
-            Ok(()) => tracing::info!("reloaded: keys, subjects, certificates, the bounds of messages, the endpoint policy"),
+            Ok(()) => tracing::info!(
+                "reloaded: keys, subjects, certificates, the bounds of messages, the endpoint policy, encrypt.warm_memory"
+            ),
             Err(error) => tracing::error!(%error, "not reloaded: the old configuration stays"),
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
+use crate::encrypt::warm::Usage;
 use crate::ingest::request::Code;
 use crate::message::{Answer, Answered, Ending, Service};
 use crate::store::Services;
@@ -56,6 +57,12 @@ fn describe() {
     describe_histogram!("fanfare_wal_sync_seconds", "One synced write; high values mean a slow disk.");
     describe_histogram!("fanfare_checkpoint_interval_seconds", "Between two checkpoints while there is something to write.");
     describe_histogram!("fanfare_encrypt_seconds", "Sealing of one slice of up to eight.");
+    describe_gauge!("fanfare_encrypt_warm_bytes", "Memory of what is made ahead of need; encrypt.warm_memory bounds it.");
+    describe_gauge!(
+        "fanfare_encrypt_warm_entries",
+        "What is made ahead, by kind: secret (ECDH with a recipient of what is paused or scheduled) and key_pair (for anybody)."
+    );
+    describe_counter!("fanfare_encrypt_warm_hits_total", "Messages that used what was made ahead, by kind: secret, key_pair.");
     describe_gauge!("fanfare_pending", "Deliveries that have not ended.");
     describe_gauge!("fanfare_queue_depth", "By state: waiting (on disk) and in_flight.");
     describe_gauge!("fanfare_oldest_due_age_seconds", "How long the oldest delivery of an open lane waits: page on this.");
@@ -191,6 +198,15 @@ pub fn level(name: &'static str, label: &'static str, value_of: String, value: f
 /// Sets a level without labels.
 pub fn plain_level(name: &'static str, value: f64) {
     gauge!(name).set(value);
+}
+
+/// What is made ahead of need, and what of it was used.
+pub fn warm(usage: &Usage) {
+    plain_level("fanfare_encrypt_warm_bytes", usage.bytes as f64);
+    for (kind, entries, used) in [("secret", usage.secrets, usage.secrets_used), ("key_pair", usage.pairs, usage.pairs_used)] {
+        level("fanfare_encrypt_warm_entries", "kind", kind.to_owned(), entries as f64);
+        counter!("fanfare_encrypt_warm_hits_total", "kind" => kind).absolute(used);
+    }
 }
 
 /// Rows that would not decode, as counted by the store.

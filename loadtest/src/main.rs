@@ -36,6 +36,8 @@ enum What {
     Registry(Registry),
     /// One campaign to all registered subscriptions, with urgent messages meanwhile.
     Campaign(Campaign),
+    /// A paused campaign that is let go when its key agreements have been made: what a message costs then.
+    Burst(Burst),
     /// A thousand campaigns to 500 each against one to all those.
     SmallCampaigns(SmallCampaigns),
     /// Accounts that come and go, and messages that wait for them to leave.
@@ -213,6 +215,20 @@ struct Campaign {
 }
 
 #[derive(Args)]
+struct Burst {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    sending: Sending,
+    /// Subscriptions that are registered.
+    #[arg(long, visible_alias = "recipients", default_value_t = 200_000)]
+    subscriptions: u32,
+    /// Bytes of the payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+}
+
+#[derive(Args)]
 struct SmallCampaigns {
     #[command(flatten)]
     place: Place,
@@ -247,6 +263,7 @@ fn main() -> ExitCode {
         What::Restart(flags) => load::restart::run(&flags),
         What::Registry(flags) => load::registry::run(&flags),
         What::Campaign(flags) => load::campaign::run(&flags),
+        What::Burst(flags) => load::burst::run(&flags),
         What::SmallCampaigns(flags) => load::small_campaigns::run(&flags),
         What::Presence(flags) => load::presence::run(&flags),
         What::Demo(flags) => load::demo::run(&flags),

@@ -1,5 +1,6 @@
 //! Worker threads: each takes a run, reads its row once, claims and filters what is in it, seals it in slices of eight, and posts
-//! each slice. Between two slices it looks for an urgent run.
+//! each slice. Between two slices it looks for an urgent run. One that has had no run for a while makes key agreements ahead
+//! (`warm`), and looks for a run after each few.
 //!
 //! What is claimed leaves a worker in exactly one way: posted, or settled (ended, held back, waiting by itself, or given back).
 
@@ -8,6 +9,7 @@ pub mod fill;
 pub mod key;
 pub mod payload;
 pub mod vapid;
+pub mod warm;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +20,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
 use crate::deliver::Pool;
+use crate::encrypt::batch::Agreed;
 use crate::encrypt::fill::Filler;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
 use crate::encrypt::vapid::{Authorization, Tokens};
+use crate::encrypt::warm::Warm;
 use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMillis};
 use crate::metrics;
 use crate::outcome::verdict::reason;
@@ -50,6 +54,7 @@ pub struct Shared {
     /// `encrypt.padding`.
     pub padding: usize,
     pub receipts: Receipts,
+    pub warm: Arc<Warm>,
     pub stop: Arc<AtomicBool>,
 }
 
@@ -59,6 +64,8 @@ pub struct Worker {
     sealer: Sealer,
     filler: Filler,
     bodies: Vec<Result<Body, SealError>>,
+    /// Of the slice in work: agreements that were made ahead.
+    ahead: Vec<Option<Agreed>>,
     /// Called at each turn, also while nothing may be sent: a full disk is no reason for the watchdog to bite.
     progress: Box<dyn Fn() + Send>,
 }
@@ -66,12 +73,14 @@ pub struct Worker {
 impl Worker {
     /// A worker with its own sealer.
     pub fn new(shared: Arc<Shared>, sealer: Sealer, progress: impl Fn() + Send + 'static) -> Worker {
-        Worker { shared, sealer, filler: Filler::default(), bodies: Vec::with_capacity(SLICE), progress: Box::new(progress) }
+        let (filler, bodies, ahead) = (Filler::default(), Vec::with_capacity(SLICE), Vec::with_capacity(SLICE));
+        Worker { shared, sealer, filler, bodies, ahead, progress: Box::new(progress) }
     }
 
     /// Works until `stop` is set.
     pub fn run(mut self) {
         let shared = self.shared.clone();
+        let mut patience = warm::QUIET;
         while !shared.stop.load(Ordering::Relaxed) {
             (self.progress)();
             let run = match shared.high.try_recv() {
@@ -80,12 +89,16 @@ impl Worker {
                     let taken = crossbeam_channel::select_biased! {
                         recv(shared.high) -> run => run,
                         recv(shared.normal) -> run => run,
-                        default(Duration::from_millis(500)) => continue,
+                        default(patience) => {
+                            patience = shared.warm.step(&shared.store, self.sealer.agreement());
+                            continue;
+                        }
                     };
                     let Ok(run) = taken else { return };
                     run
                 }
             };
+            patience = warm::QUIET;
             // A full bell has rung already.
             let _rung = shared.wake.try_send(());
             self.work(run);
@@ -171,7 +184,8 @@ impl Worker {
                 }
             })
             .collect();
-        self.sealer.seal(&plains, &mut self.bodies);
+        shared.warm.take(slice.iter().map(|ready| &*ready.delivery), &mut self.ahead);
+        self.sealer.seal_ahead(&plains, &mut self.ahead, || shared.warm.take_pair(), &mut self.bodies);
         drop(plains);
         let mut sealed = Vec::with_capacity(slice.len());
         for (ready, body) in slice.drain(..).zip(self.bodies.drain(..)) {

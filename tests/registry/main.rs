@@ -14,3 +14,4 @@ mod subscribe;
 mod support;
 mod switches;
 mod templates;
+mod warm;

@@ -1,5 +1,6 @@
 //! The measurements, one a file, over what they share: the place they are made in, the pump that sends lines, the report.
 
+pub mod burst;
 pub mod campaign;
 pub mod demo;
 pub mod ingest;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::limits::CHUNK_RECIPIENTS_MAX;
-use crate::message::{Name, Segment, Service, SubscriptionKey};
+use crate::message::{Name, Recipient, Segment, Service, SubscriptionKey};
 use crate::store::live::{List, Open};
 use crate::store::record::{Corrupt, Put, Take};
 use crate::store::registry::row::{self, App, Kind, Posting, View};
@@ -284,6 +284,28 @@ impl Store {
                 Ok(())
             }
         }
+    }
+
+    /// Gives those at these places of a stretch to `each` whom a message would go to, as things are now.
+    pub fn each_recipient(
+        &self,
+        wanted: &Wanted,
+        service: Service,
+        shape: &Shape,
+        places: &[u16],
+        mut each: impl FnMut(Recipient),
+    ) -> Result<(), ReadError> {
+        self.read_stretch(service, shape, places, |_, _, row| {
+            let judged = View::of(row).and_then(|view| {
+                if self.reachable(&view) && wanted.matches(&view) {
+                    each(view.recipient(&Bytes::copy_from_slice(row))?);
+                }
+                Ok(())
+            });
+            if judged.is_err() {
+                self.corrupt(family::SUBSCRIPTION);
+            }
+        })
     }
 
     /// Gives each subscription that matches to `each`, by service and serial, from behind `after` on, until it says false.
