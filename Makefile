@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build demo test bench guard guard-keep install
+=======
+.PHONY: help build demo test bench compare install
 
 # Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
 HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
@@ -54,6 +56,12 @@ guard: ## count the instructions of parsing, sealing, posting and settling; fail
 guard-keep: ## keep what is counted now as what the guard compares with
 	@.ci/packages guard
 	$(GUARD) -- --keep
+
+compare: build ## the same work through Fanfare and through other senders
+	@.ci/packages compare
+	@loadtest/compare/install $(CARGO_TARGET_DIR)/compare
+	@$(CARGO_TARGET_DIR)/compare/python/bin/python loadtest/compare/compare.py \
+	    --binaries $(RELEASE) --installed $(CARGO_TARGET_DIR)/compare $(COMPARE)
 
 install: ## install into $(PREFIX): programs, units, documentation (after `make build`, as root)
 	@test -x $(RELEASE)/fanfare || { echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; exit 1; }
