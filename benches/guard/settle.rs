@@ -169,6 +169,7 @@ fn outcome(store: &Arc<Store>, answers: Receiver<Answered>, settles: Sender<Sett
         padding: false,
         stop: Arc::new(AtomicBool::new(false)),
         complaints: Default::default(),
+        counted: Default::default(),
     }
 }
 
