@@ -255,8 +255,8 @@ impl<'a> Reader<'a> {
                 while self.peek()?.is_ascii_digit() {
                     self.at += 1;
                 }
-                // What makes it another number than an integer.
-                (!matches!(self.peek()?, b'.' | b'e' | b'E')).then(|| Value::Number(&self.text[from..self.at]))
+                // Another number than an integer goes on with what ends no member.
+                Some(Value::Number(&self.text[from..self.at]))
             }
             b'n' => self.word("null", Value::Null),
             b't' => self.word("true", Value::Bool(true)),
