@@ -7,7 +7,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use clap::Parser;
-use fanfare_loadtest::mock::{Mock, Options, Plan};
+use fanfare_loadtest::mock::{Fault, Mock, Options, Plan, Scope};
 use fanfare_loadtest::population;
 
 #[global_allocator]
@@ -32,6 +32,13 @@ struct Flags {
     /// Decrypt one body in this many; the others only get the cheap checks.
     #[arg(long, default_value_t = 1)]
     verify_every: u64,
+    /// Take every HTTP/2 request without looking at it, for some microseconds each: nothing is decrypted, verified or known, only
+    /// counted. For measuring senders that were checked before.
+    #[arg(long, conflicts_with_all = ["verify_every", "crowd"])]
+    sink: bool,
+    /// MAX_CONCURRENT_STREAMS of every connection.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_streams: u32,
     /// Requests that are kept for GET /received; the oldest are forgotten first.
     #[arg(long, default_value_t = 100_000)]
     keep: usize,
@@ -68,7 +75,9 @@ fn main() -> std::io::Result<()> {
         keep: flags.keep,
         threads: flags.threads,
         hosts: Vec::new(),
+        sink: flags.sink,
     })?;
+    mock.set_fault(Scope::Everything, Fault::MaxStreams(flags.max_streams));
     if let Some(path) = &flags.ca_out {
         std::fs::write(path, mock.ca_pem())?;
     }

@@ -12,7 +12,7 @@ use super::certificates::Acceptors;
 use super::fault::{Fault, GoAway, Slow};
 use super::slow;
 use super::state::State;
-use super::{http1, http2};
+use super::{http1, http2, sink};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1_024;
@@ -152,7 +152,10 @@ impl Connected {
             faults.iter().find_map(|fault| if let Fault::GoAwayAfter(goaway) = fault { Some(*goaway) } else { None });
         let (state, origin, number) = (self.state.clone(), self.origin, self.number);
         // How a connection ends is the peer's affair or a fault on order: neither is an error here.
-        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        if http2 && state.sink {
+            let _ = sink::serve(state, origin, stream).await;
+        } else if http2 {
             let _ = http2::serve(state, origin, number, stream, goaway).await;
         } else {
             let _ = http1::serve(state, origin, number, stream, goaway).await;

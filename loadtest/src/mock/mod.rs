@@ -29,6 +29,7 @@ mod http1;
 mod http2;
 mod listener;
 mod proxy;
+mod sink;
 mod slow;
 mod state;
 mod subscription;
@@ -49,7 +50,7 @@ pub use decrypt::{BrowserKeys, Opened, aes128gcm, aesgcm};
 pub use fault::{Answer, Body, Fault, GoAway, Scope, Slow, http_date, vendor};
 pub use state::{Counters, OriginCounters, Received};
 pub use subscription::{Subscribe, Subscription, Vendor};
-pub use tally::{Measured, payload_head};
+pub use tally::{CURVE, Measured, curve, payload_head};
 pub use vapid::Vapid;
 
 use certificates::Acceptors;
@@ -73,11 +74,23 @@ pub struct Options {
     pub threads: usize,
     /// Further host names in its certificate.
     pub hosts: Vec<String>,
+    /// Take every HTTP/2 request without looking at it, for some microseconds: see the module `sink`. Then faults of requests are not
+    /// played, no subscription is known, and only requests and bytes are counted.
+    pub sink: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { listeners: 1, port: 0, admin_port: None, verify_every: 1, keep: 1_000_000, threads: 2, hosts: Vec::new() }
+        Options {
+            listeners: 1,
+            port: 0,
+            admin_port: None,
+            verify_every: 1,
+            keep: 1_000_000,
+            threads: 2,
+            hosts: Vec::new(),
+            sink: false,
+        }
     }
 }
 
@@ -111,7 +124,7 @@ impl Mock {
 
     /// Starts a mock; an error is a port that cannot be had.
     pub fn try_start(options: Options) -> io::Result<Mock> {
-        let Options { listeners, port, admin_port, verify_every, keep, threads, hosts } = options;
+        let Options { listeners, port, admin_port, verify_every, keep, threads, hosts, sink } = options;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads.max(1))
             // They decrypt: [`State::judge`].
@@ -128,7 +141,7 @@ impl Mock {
             sockets.push(socket);
         }
         let origins = ports.iter().map(|port| OriginState::new(format!("https://127.0.0.1:{port}").into())).collect();
-        let state = Arc::new(State::new(origins, verify_every, keep));
+        let state = Arc::new(State::new(origins, verify_every, keep, sink));
         let acceptors = Arc::new(Acceptors::make(&hosts));
         let mut listening = Vec::new();
         for (index, socket) in sockets.into_iter().enumerate() {

@@ -83,6 +83,8 @@ impl Received {
 pub struct Counters {
     /// Requests read whole, also for unknown subscriptions.
     pub requests: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
     /// Messages taken (2xx), repeats included.
     pub accepted: u64,
     /// Messages taken that had not been taken before. (Unknown, and counted as new, for what is not decrypted.)
@@ -175,6 +177,8 @@ pub(super) struct State {
     verifier: Verifier,
     verify_every: AtomicU64,
     keep: usize,
+    /// Nothing is looked at.
+    pub sink: bool,
     connections: AtomicU64,
     rules: Mutex<HashMap<Scope, Rules>>,
     /// So that a measurement without faults takes no lock for them.
@@ -209,7 +213,7 @@ struct Log {
 }
 
 impl State {
-    pub fn new(origins: Vec<OriginState>, verify_every: u64, keep: usize) -> State {
+    pub fn new(origins: Vec<OriginState>, verify_every: u64, keep: usize, sink: bool) -> State {
         let log = Log {
             counters: Counters { origins: vec![OriginCounters::default(); origins.len()], ..Counters::default() },
             ..Log::default()
@@ -221,6 +225,7 @@ impl State {
             verifier: Verifier::default(),
             verify_every: AtomicU64::new(verify_every.max(1)),
             keep,
+            sink,
             connections: AtomicU64::new(0),
             rules: Mutex::default(),
             ruled: AtomicBool::new(false),
@@ -260,6 +265,21 @@ impl State {
         InFlight { state: self.clone(), origin }
     }
 
+    /// So many requests, with bodies of so many bytes, were taken unread.
+    pub fn sank(&self, origin: usize, requests: u64, bytes: u64) {
+        let mut log = self.log();
+        let counters = &mut log.counters;
+        counters.requests += requests;
+        counters.accepted += requests;
+        counters.distinct += requests;
+        counters.body_bytes += bytes;
+        *counters.answers.entry(201).or_default() += requests;
+        counters.origins[origin].requests += requests;
+        counters.origins[origin].accepted += requests;
+        drop(log);
+        self.changed.notify_all();
+    }
+
     pub fn refused_stream(&self) {
         self.log().counters.refused_streams += 1;
     }
@@ -295,6 +315,7 @@ impl State {
             );
             let mut log = self.log();
             log.counters.requests += 1;
+            log.counters.body_bytes += arrival.body.len() as u64;
             log.counters.origins[arrival.origin].requests += 1;
             if let Reply::Answer(answer) = &reply {
                 *log.counters.answers.entry(answer.status).or_default() += 1;
@@ -384,6 +405,7 @@ impl State {
         let tokens = log.tokens.len() as u64;
         let counters = &mut log.counters;
         counters.requests += 1;
+        counters.body_bytes += arrival.body.len() as u64;
         counters.origins[arrival.origin].requests += 1;
         counters.tokens = tokens;
         counters.faulted += u64::from(faulted);

@@ -24,6 +24,9 @@ fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     Some((value, &text[digits..]))
 }
 
+/// The quantiles of [`Measured::latency_curve`].
+pub const CURVE: [f64; 14] = [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999];
+
 /// What has been taken of a measurement's messages.
 #[derive(Default)]
 pub(super) struct Tally {
@@ -50,6 +53,8 @@ pub struct Measured {
     pub latency_p50: u64,
     pub latency_p99: u64,
     pub latency_max: u64,
+    /// At each of [`CURVE`]; empty if nothing has come.
+    pub latency_curve: Vec<u64>,
 }
 
 impl Tally {
@@ -88,6 +93,7 @@ impl Tally {
             latency_p50: at(0.5),
             latency_p99: at(0.99),
             latency_max: self.latency.as_ref().map_or(0, Histogram::max),
+            latency_curve: self.latency.as_ref().map_or_else(Vec::new, curve),
         }
     }
 
@@ -111,6 +117,11 @@ impl Tally {
     }
 }
 
+/// A histogram's values at each of [`CURVE`].
+pub fn curve(histogram: &Histogram<u64>) -> Vec<u64> {
+    CURVE.iter().map(|quantile| histogram.value_at_quantile(*quantile)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +140,8 @@ mod tests {
         let measured = tally.measured();
         assert_eq!((measured.distinct, measured.repeats, measured.first, measured.last), (3, 1, 3_000, 3_000));
         assert!((1_999..=2_001).contains(&measured.latency_p50), "{measured:?}");
+        assert_eq!(measured.latency_curve.len(), CURVE.len());
+        assert!(measured.latency_curve.iter().all(|value| (1_999..=2_001).contains(value)), "{measured:?}");
         tally.reset();
         assert_eq!(tally.measured(), Measured::default());
     }

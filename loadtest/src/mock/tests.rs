@@ -384,6 +384,55 @@ fn the_limit_of_streams_changes_while_the_connection_is_open() {
     assert_eq!(mock.counters().refused_streams, 0);
 }
 
+/// The `h2` crate is the judge: it knows what a server may say.
+#[test]
+fn a_sink_satisfies_a_real_client() {
+    const REQUESTS: usize = 5_000;
+    const LARGEST: usize = 300_000;
+    let mock = Mock::start(Options { sink: true, ..Options::default() });
+    let bytes = run(async {
+        let (send, driver) = h2(&mock).await;
+        let ask = |body: usize| {
+            let request = Request::post(format!("{}/push/anybody", mock.origin(0))).header("authorization", "x".repeat(300));
+            post(&send, request, vec![b'x'; body])
+        };
+        let first = ask(0).await.unwrap();
+        assert_eq!((first.status, first.body.len()), (StatusCode::CREATED, 0));
+        for name in ["location", "date", "ttl"] {
+            assert!(first.headers.contains_key(name), "{name}");
+        }
+        assert_eq!(first.headers["content-length"], "0");
+        assert_eq!(send.current_max_send_streams(), 128);
+        // More than the first windows of stream and connection.
+        assert_eq!(ask(LARGEST).await.unwrap().status, StatusCode::CREATED);
+        let mut bytes = LARGEST;
+        for turn in 0..REQUESTS / 100 {
+            let mut all = tokio::task::JoinSet::new();
+            for index in 0..100 {
+                let body = turn * index;
+                bytes += body;
+                let (send, to) = (send.clone(), mock.origin(0));
+                all.spawn(async move { post(&send, Request::post(format!("{to}/push/{index}")), vec![b'x'; body]).await });
+            }
+            while let Some(answered) = all.join_next().await {
+                assert_eq!(answered.unwrap().unwrap().status, StatusCode::CREATED);
+            }
+        }
+        mock.set_fault(Scope::Everything, Fault::MaxStreams(7));
+        while send.current_max_send_streams() != 7 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(send);
+        driver.await.unwrap().unwrap();
+        bytes
+    });
+    let counters = mock.counters();
+    let requests = REQUESTS as u64 + 2;
+    assert_eq!((counters.requests, counters.accepted, counters.origins[0].accepted), (requests, requests, requests));
+    assert_eq!((counters.body_bytes, counters.answers[&201]), (bytes as u64, requests));
+    assert_eq!((counters.verified, counters.violation_count), (0, 0), "it looks at nothing");
+}
+
 #[test]
 fn faults_of_connections() {
     let mock = Mock::start(Options::default());
