@@ -6,9 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench guard guard-keep install
-=======
-.PHONY: help build demo test bench compare install
+.PHONY: help build demo test bench parts guard guard-keep compare install
 
 # Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
 HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
@@ -42,7 +40,11 @@ test: ## everything that CI checks
 	cargo build --release --workspace --bins
 	cargo nextest run --release --workspace
 
-bench: ## measure the parts: sealing, committing, scheduling
+bench: build ## measure the daemon in ten minutes (QUICK=1: in three), and write a page with plots
+	$(RELEASE)/fanfare-load bench $(if $(QUICK),--quick) --out $(CARGO_TARGET_DIR)/bench \
+	    --commit "$$(git describe --always --dirty 2>/dev/null || true)"
+
+parts: ## measure the parts: sealing, committing, scheduling
 	@.ci/packages
 	cargo bench --workspace --bench '*'
 

@@ -150,6 +150,7 @@ pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Res
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.max(2))
+        .thread_name("fanfare-sockets")
         .enable_all()
         .build()
         .map_err(|error| ServeError::Io(format!("no runtime: {error}")))?;

@@ -1,11 +1,12 @@
 //! What `/proc` says of a process and of this machine.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// `/proc/PID/stat` counts in ticks of USER_HZ, which is 100 on every Linux that Fanfare runs on (`man 7 time`).
 const TICK: Duration = Duration::from_millis(10);
@@ -47,6 +48,28 @@ fn parse_stat(stat: &str) -> Option<Cpu> {
     Some(Cpu { user: TICK * ticks()?, system: TICK * ticks()? })
 }
 
+/// CPU time that each live thread of a process has used: its name, of which the kernel keeps 15 bytes, and the time. Where the kernel
+/// keeps no account of the scheduler it is exact to 10 ms only.
+pub fn threads(pid: u32) -> io::Result<Vec<(String, Duration)>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = entry?.path();
+        // One that ends meanwhile has no files any more.
+        let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
+        let exact = fs::read_to_string(path.join("schedstat")).ok().and_then(|text| parse_schedstat(&text));
+        let ticks = || parse_stat(&fs::read_to_string(path.join("stat")).ok()?).map(|cpu| cpu.user + cpu.system);
+        if let Some(used) = exact.or_else(ticks) {
+            threads.push((name.trim_end().to_owned(), used));
+        }
+    }
+    Ok(threads)
+}
+
+/// The first field is the time on a CPU in nanoseconds (the kernel's Documentation/scheduler/sched-stats.rst).
+fn parse_schedstat(text: &str) -> Option<Duration> {
+    text.split_ascii_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
 /// A value in KiB of `/proc/PID/status`, in bytes: `VmHWM` is the peak of resident memory, `VmRSS` what it is now.
 pub fn status_bytes(pid: u32, name: &str) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -84,18 +107,41 @@ pub fn disk_bytes(directory: &Path, ends: &str) -> io::Result<(u64, u64)> {
     Ok((whole, part))
 }
 
+/// How many of the machine's cores somebody used, other machines on the same host among them, while this thread slept so long.
+pub fn busy_cores(during: Duration) -> io::Result<f64> {
+    let read = || parse_busy(&fs::read_to_string("/proc/stat")?).ok_or_else(|| io::Error::other("/proc/stat has another form"));
+    let before = read()?;
+    std::thread::sleep(during);
+    Ok((read()?.saturating_sub(before)).as_secs_f64() / during.as_secs_f64())
+}
+
+/// All but idle time of the first line, in which fields 4 and 5 are idle and waiting for a disk (`man 5 proc`). What guests used is
+/// counted among the user's.
+fn parse_busy(stat: &str) -> Option<Duration> {
+    let ticks: Vec<u64> = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().flat_map(str::parse).collect();
+    let busy = ticks.get(..8)?.iter().enumerate().filter(|(field, _)| !matches!(field, 3 | 4)).map(|(_, ticks)| ticks);
+    Some(Duration::from_millis(10 * busy.sum::<u64>()))
+}
+
 fn number_after(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Where a measurement was made.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     pub cpu: String,
     pub cores: usize,
     pub memory_bytes: u64,
     pub kernel: String,
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = self.memory_bytes as f64 / 1e9;
+        write!(f, "{}, {} cores, {memory:.1} GB, Linux {}", self.cpu, self.cores, self.kernel)
+    }
 }
 
 impl Machine {
@@ -124,12 +170,28 @@ mod tests {
         assert_eq!(cpu, Cpu { user: Duration::from_millis(2_500), system: Duration::from_millis(310) });
         assert!((cpu.micros_each(1_000) - 2_810.0).abs() < 0.001);
         assert_eq!(parse_stat("42 (x) S"), None);
+        assert_eq!(parse_schedstat("1500000 7 3\n"), Some(Duration::from_micros(1_500)));
+        assert_eq!(parse_schedstat(""), None);
+        assert_eq!(parse_busy("cpu  10 20 30 4000 5000 1 2 7 10 0\ncpu0 1"), Some(Duration::from_millis(700)));
+        assert_eq!(parse_busy("cpu 1 2 3"), None);
     }
 
     #[test]
     fn this_process_and_machine_are_told() {
         assert!(status_bytes(std::process::id(), "VmHWM").unwrap() > 100_000);
         assert!(Cpu::own().is_ok());
+        std::thread::Builder::new()
+            .name("telling".to_owned())
+            .spawn(|| {
+                let begin = std::time::Instant::now();
+                while begin.elapsed() < Duration::from_millis(50) {}
+                let told = threads(std::process::id()).unwrap();
+                let (_, used) = told.iter().find(|(name, _)| name == "telling").expect("it lives");
+                assert!(*used > Duration::from_millis(5) && *used < Duration::from_secs(1), "{used:?}");
+            })
+            .unwrap()
+            .join()
+            .unwrap();
         assert!(reset_peak(std::process::id()).is_ok());
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("in")).unwrap();
@@ -137,6 +199,7 @@ mod tests {
         fs::write(directory.path().join("b"), vec![1; 5_000]).unwrap();
         let (whole, part) = disk_bytes(directory.path(), ".sst").unwrap();
         assert!(part >= 10_000 && whole >= part + 5_000 && whole < 200_000, "{whole} {part}");
+        assert!(busy_cores(Duration::from_millis(50)).unwrap() >= 0.0);
         let machine = Machine::here();
         assert!(machine.cores > 0 && machine.memory_bytes > 1 << 20);
     }

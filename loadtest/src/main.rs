@@ -40,10 +40,18 @@ enum What {
     Burst(Burst),
     /// A thousand campaigns to 500 each against one to all those.
     SmallCampaigns(SmallCampaigns),
+    /// Urgent messages one at a time to an idle daemon: what the way takes, fsync included.
+    Lone(Lone),
+    /// Half of the messages to a push service that is slow: what the other half loses by it.
+    Mixed(Mixed),
     /// Accounts that come and go, and messages that wait for them to leave.
     Presence(Presence),
     /// Two hundred thousand browsers, a campaign, and urgent messages that overtake it, in less than a minute.
     Demo(Demo),
+    /// The measurements of `make bench`, one after another, and a page with tables and plots of them.
+    Bench(Suite),
+    /// Draws that page again from what `bench` has written.
+    Report(Drawn),
 }
 
 /// What is measured, and where.
@@ -64,9 +72,20 @@ struct Place {
     /// Have the mock decrypt one body in this many.
     #[arg(long, default_value_t = 1)]
     verify_every: u64,
+    /// Have the mock take everything and look at nothing: it then costs some microsecond a message, and the daemon has the
+    /// machine. That messages are right is shown without this. With --mock: that one was started so.
+    #[arg(long, conflicts_with = "verify_every")]
+    sink: bool,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+impl Place {
+    /// Whether the mock decrypts and verifies every message.
+    fn verifies_all(&self) -> bool {
+        self.verify_every == 1 && !self.sink
+    }
 }
 
 /// How lines are sent.
@@ -255,6 +274,65 @@ struct Presence {
     renewals: u64,
 }
 
+#[derive(Args)]
+struct Lone {
+    #[command(flatten)]
+    place: Place,
+    /// Messages a second. Of a rate that divides the time between two checkpoints every fifth message would meet one, or none.
+    #[arg(long, default_value_t = 19.0)]
+    rate: f64,
+    /// How long.
+    #[arg(long, default_value_t = 20.0)]
+    seconds: f64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+}
+
+#[derive(Args)]
+struct Mixed {
+    #[command(flatten)]
+    place: Place,
+    /// Messages to each push service where throughput is measured.
+    #[arg(long, default_value_t = 50_000)]
+    messages: u64,
+    /// Messages a second to each where latency is measured.
+    #[arg(long, default_value_t = 1_000.0)]
+    rate: f64,
+    /// How long latency is measured.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Milliseconds after which the slow one answers.
+    #[arg(long, default_value_t = 500)]
+    delay: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+}
+
+#[derive(Args)]
+struct Suite {
+    /// The daemon's binary; beside this one unless told.
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
+    /// Where results, plots and page are written.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Some three minutes instead of some ten, and numbers that are less exact.
+    #[arg(long)]
+    quick: bool,
+    /// What the measured source is called, such as its commit.
+    #[arg(long, value_name = "NAME")]
+    commit: Option<String>,
+}
+
+#[derive(Args)]
+struct Drawn {
+    /// Where `bench` has written.
+    #[arg(value_name = "DIR")]
+    out: PathBuf,
+}
+
 fn main() -> ExitCode {
     let done = match Flags::parse().what {
         What::OneToOne(flags) => load::one_to_one::run(&flags),
@@ -266,7 +344,11 @@ fn main() -> ExitCode {
         What::Burst(flags) => load::burst::run(&flags),
         What::SmallCampaigns(flags) => load::small_campaigns::run(&flags),
         What::Presence(flags) => load::presence::run(&flags),
+        What::Lone(flags) => load::lone::run(&flags),
+        What::Mixed(flags) => load::mixed::run(&flags),
         What::Demo(flags) => load::demo::run(&flags),
+        What::Bench(flags) => load::suite::run(&flags),
+        What::Report(flags) => load::suite::draw(&flags),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon, http_request};
 use fanfare_loadtest::machine::{self, Cpu};
-use fanfare_loadtest::mock::{Counters, CrowdCounts, Measured, Members, Plan};
+use fanfare_loadtest::mock::{Counters, CrowdCounts, Fault, Measured, Members, Plan, Scope};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -42,11 +43,17 @@ pub struct MockProcess {
 }
 
 impl MockProcess {
-    fn start(verify_every: u64, listeners: usize, port: u16) -> io::Result<MockProcess> {
-        let mut child = Command::new(beside("fanfare-mock")?)
-            // What is kept for GET /received costs memory and is not asked for here.
-            .args(["--with-parent", "--keep", "0", "--verify-every", &verify_every.to_string()])
-            .args(["--listeners", &listeners.to_string(), "--port", &port.to_string()])
+    fn start(site: &Site<'_>) -> io::Result<MockProcess> {
+        let mut command = Command::new(beside("fanfare-mock")?);
+        // What is kept for GET /received costs memory and is not asked for here.
+        command.args(["--with-parent", "--keep", "0"]);
+        command.args(["--listeners", &site.listeners.to_string(), "--port", &site.port.to_string()]);
+        if site.sink {
+            command.arg("--sink");
+        } else {
+            command.args(["--verify-every", &site.verify_every.to_string()]);
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -77,8 +84,18 @@ impl MockProcess {
 
     /// One fresh subscription at this origin.
     pub fn subscription(&self, origin: usize) -> io::Result<Box<RawValue>> {
-        let made = self.ask::<Vec<Box<RawValue>>>("POST", "/subscriptions", Some(&json!({"count": 1, "origin": origin})))?;
+        let made = self.subscriptions_at(origin, 1)?;
         made.into_iter().next().ok_or_else(|| io::Error::other("fanfare-mock made no subscription"))
+    }
+
+    /// Fresh subscriptions at this origin, at most some ten thousand.
+    pub fn subscriptions_at(&self, origin: usize, count: usize) -> io::Result<Vec<Box<RawValue>>> {
+        self.ask("POST", "/subscriptions", Some(&json!({"count": count, "origin": origin})))
+    }
+
+    /// A fault of all requests of an origin.
+    pub fn set_fault(&self, origin: usize, fault: Fault) -> io::Result<()> {
+        self.ask::<Value>("POST", "/faults", Some(&json!({"scope": Scope::Origin(origin), "fault": fault}))).map(drop)
     }
 
     /// A crowd: its number, and its members as anybody can derive them.
@@ -169,6 +186,8 @@ impl Drop for MockProcess {
 pub struct Site<'a> {
     /// Of the mock: decrypt one body in this many, but for crowds, which have a number of their own.
     pub verify_every: u64,
+    /// Of the mock: it takes everything and looks at nothing.
+    pub sink: bool,
     /// Of the mock: its origins, each a push service.
     pub listeners: usize,
     /// Of the mock: the port of the first origin; 0 is any.
@@ -179,7 +198,7 @@ pub struct Site<'a> {
 
 impl Default for Site<'_> {
     fn default() -> Self {
-        Site { verify_every: 1, listeners: 1, port: 0, directory: None }
+        Site { verify_every: 1, sink: false, listeners: 1, port: 0, directory: None }
     }
 }
 
@@ -194,7 +213,7 @@ pub struct Bench {
 impl Bench {
     /// Starts both, or takes those that were told. `change` adds to the daemon's configuration.
     pub fn start(place: &Place, change: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> io::Result<Bench> {
-        Bench::start_at(place, &Site { verify_every: place.verify_every, ..Site::default() }, change)
+        Bench::start_at(place, &Site { verify_every: place.verify_every, sink: place.sink, ..Site::default() }, change)
     }
 
     /// As [`Bench::start`], at a site of one's own.
@@ -203,7 +222,7 @@ impl Bench {
             let mock = MockProcess { admin, child: None, hosts: Vec::new() };
             return Ok(Bench { mock, daemon: None, socket: socket.clone() });
         }
-        let mock = MockProcess::start(site.verify_every, site.listeners, site.port)?;
+        let mock = MockProcess::start(site)?;
         let root = http_request(mock.admin, "GET", "/ca.pem", None)?;
         let config = mock.hosts.iter().fold(ConfigBuilder::new(), |config, host| config.allow_host(host));
         let mut config = change(config.root(&root));
@@ -236,10 +255,18 @@ impl Bench {
         Ok(getsockopt(&stream, sockopt::PeerCredentials)?.pid().cast_unsigned())
     }
 
+    /// Messages that push services have accepted, all there ever were, says the daemon.
+    pub fn told_accepted(&self) -> io::Result<u64> {
+        let stats = Client::connect(&self.socket)?.try_request(&json!({"op": "stats"}))?;
+        let rows = stats["stats"].as_array().ok_or_else(|| io::Error::other(format!("stats was answered {stats}")))?;
+        Ok(rows.iter().filter_map(|row| row["accepted"].as_u64()).sum())
+    }
+
     pub fn reading(&self) -> io::Result<Reading> {
         let pid = self.pid()?;
         Ok(Reading {
             daemon: Cpu::of(pid)?,
+            stages: stages(pid)?,
             mock: self.mock.cpu(),
             generator: Cpu::own()?,
             written: machine::written_bytes(pid),
@@ -277,9 +304,38 @@ impl Bench {
 #[derive(Clone, Copy)]
 pub struct Reading {
     pub daemon: Cpu,
+    /// Of the daemon's threads, as [`STAGES`] sorts them.
+    pub stages: [Duration; STAGES.len()],
     pub mock: Cpu,
     pub generator: Cpu,
     pub written: Option<u64>,
     pub peak_memory: u64,
     pub memory: u64,
+}
+
+/// What the daemon's threads do, by the beginnings of their names. Reading lines and posting messages share the threads of the
+/// sockets.
+pub const STAGES: [(&str, &str); 8] = [
+    ("sockets", "fanfare-sockets"),
+    ("write", "fanfare-writer"),
+    // Names end at 15 bytes.
+    ("schedule", "fanfare-schedul"),
+    ("encrypt", "fanfare-worker"),
+    ("outcome", "fanfare-outcome"),
+    ("sweep", "fanfare-sweep"),
+    ("tokens", "fanfare-tokens"),
+    ("rocksdb", "rocksdb"),
+];
+
+/// CPU time of each stage. A thread that has ended is missing: of those that have a stage only tokio's for blocking work do, seldom
+/// and after little.
+fn stages(pid: u32) -> io::Result<[Duration; STAGES.len()]> {
+    let mut stages = [Duration::ZERO; STAGES.len()];
+    for (name, used) in machine::threads(pid)? {
+        let begins = |(_, beginning): &(&str, &str)| name.starts_with(beginning.get(..15).unwrap_or(beginning));
+        if let Some(stage) = STAGES.iter().position(begins) {
+            stages[stage] += used;
+        }
+    }
+    Ok(stages)
 }

@@ -20,6 +20,11 @@ const CLOSING: Duration = Duration::from_secs(2);
 
 /// Runs the measurement and prints its report.
 pub fn run(flags: &Ingest) -> io::Result<()> {
+    report(flags)?.print(flags.place.json)
+}
+
+/// Runs the measurement.
+pub fn report(flags: &Ingest) -> io::Result<Report> {
     let messages = flags.messages;
     let (address, _held) = closed_port()?;
     let host = address.to_string();
@@ -40,5 +45,5 @@ pub fn run(flags: &Ingest) -> io::Result<()> {
     let origins = Client::connect(&bench.socket)?.try_request(&json!({"op": "origins"}))?;
     report.origins(&origins["origins"]);
     bench.finish()?;
-    report.print(flags.place.json)
+    Ok(report)
 }

@@ -61,7 +61,7 @@ pub fn run(flags: &Presence) -> io::Result<()> {
     std::thread::sleep(Duration::from_secs(2 * GRACE));
     let waiting = bench.reading()?;
     report.pumped(&sent, accounts);
-    report.must_be("early", "sent while they are online", bench.mock.crowd_counts(stage.crowd)?.taken, 0);
+    report.must_be("early", "sent while they are online", stage.taken()?, 0);
     report.add("rss_bytes", "daemon memory with all waiting", waiting.memory, megabytes(waiting.memory));
     report.readings(before, waiting, accounts);
 

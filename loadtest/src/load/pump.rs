@@ -37,15 +37,21 @@ impl<F: Fn(u64, &mut Vec<u8>) + Send + Sync + 'static> Lines for F {
 pub struct Singles {
     /// Everything before the payload.
     heads: Vec<Vec<u8>>,
+    /// 0: no payload, and so no number.
     body: usize,
 }
 
 impl Singles {
-    /// `body`: bytes of each payload; what the numbers need at least.
+    /// `body`: bytes of each payload; what the numbers need at least, or 0: none at all.
     pub fn new(subscriptions: &[Box<RawValue>], body: usize) -> Singles {
+        Singles::with(subscriptions, body, "")
+    }
+
+    /// With these members of the line too, such as `"urgency":"high",`.
+    pub fn with(subscriptions: &[Box<RawValue>], body: usize, members: &str) -> Singles {
         let head = |subscription: &RawValue| {
             let subscription = subscription.get();
-            format!("{{\"op\":\"send\",\"ttl\":86400,\"to\":{{\"subscription\":{subscription}}},\"payload\":").into_bytes()
+            format!("{{\"op\":\"send\",\"ttl\":86400,{members}\"to\":{{\"subscription\":{subscription}}}").into_bytes()
         };
         Singles { heads: subscriptions.iter().map(|subscription| head(subscription)).collect(), body }
     }
@@ -54,6 +60,10 @@ impl Singles {
 impl Lines for Singles {
     fn line(&self, seq: u64, into: &mut Vec<u8>) {
         into.extend_from_slice(&self.heads[(seq % self.heads.len() as u64) as usize]);
+        if self.body == 0 {
+            return into.extend_from_slice(b"}\n");
+        }
+        into.extend_from_slice(b",\"payload\":");
         let sent = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
         let begin = into.len();
         into.extend_from_slice(payload_head(seq, sent).as_bytes());
@@ -241,10 +251,13 @@ mod tests {
     use std::io::{BufRead, Write};
     use std::os::unix::net::UnixListener;
 
+    fn subscription_of(endpoint: &str) -> Box<RawValue> {
+        RawValue::from_string(format!("{{\"endpoint\":\"{endpoint}\"}}")).unwrap()
+    }
+
     #[test]
     fn a_payload_has_the_size_told() {
-        let subscription = RawValue::from_string("{\"endpoint\":\"x\"}".to_owned()).unwrap();
-        let lines = Singles::new(&[subscription], 250);
+        let lines = Singles::new(&[subscription_of("x")], 250);
         for seq in [0, 12_345] {
             let mut line = Vec::new();
             lines.line(seq, &mut line);
@@ -256,6 +269,10 @@ mod tests {
             let payload = text.split_once("\"payload\":").unwrap().1;
             assert_eq!(payload.len() - 1, 250);
         }
+        let mut line = Vec::new();
+        Singles::with(&[subscription_of("x")], 0, "\"urgency\":\"high\",").line(1, &mut line);
+        let request: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!((&request["urgency"], &request["payload"]), (&"high".into(), &serde_json::Value::Null));
     }
 
     #[test]

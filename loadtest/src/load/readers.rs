@@ -1,5 +1,6 @@
 //! A daemon with many registered subscriptions, and the crowd at the mock that they are.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -39,6 +40,8 @@ pub struct Stage {
     pub crowd: u64,
     /// The store had them already.
     pub known: bool,
+    /// The mock looks at nothing: then the posts are counted, and this is how many there were before.
+    sink: Option<Cell<u64>>,
     keep: Option<(std::path::PathBuf, Kept)>,
 }
 
@@ -64,6 +67,7 @@ impl Stage {
         }
         let site = Site {
             listeners: 2,
+            sink: place.sink,
             port: earlier.as_ref().map_or(0, |earlier| earlier.port),
             directory: readers.keep.as_deref(),
             ..Site::default()
@@ -72,7 +76,7 @@ impl Stage {
         let (crowd, members) = bench.mock.crowd(plan)?;
         let port = bench.mock.hosts().first().and_then(|host| host.rsplit_once(':')?.1.parse().ok()).unwrap_or(0);
         let keep = readers.keep.clone().map(|directory| (directory, Kept { plan, port }));
-        Ok(Stage { bench, members, crowd, known: earlier.is_some(), keep })
+        Ok(Stage { bench, members, crowd, known: earlier.is_some(), sink: place.sink.then(Cell::default), keep })
     }
 
     /// Registers everybody, over the socket; None if they were there.
@@ -102,11 +106,27 @@ impl Stage {
     /// Connections, tokens and caches are made by a campaign to the tags `t0` and `t1`, which is not counted.
     pub fn warm_up(&self, client: &mut Client) -> io::Result<()> {
         let wanted = (0..2).map(|tag| u64::from(population::of_tag(self.members.count(), tag))).sum();
-        self.bench.mock.reset_crowd(self.crowd)?;
+        self.reset()?;
         ask(client, &campaign(json!({"tags": {"any": ["t0", "t1"]}}), 64))?;
         self.wait("warm-up", wanted, |_| Ok(()))?;
         std::thread::sleep(SETTLE);
+        self.reset()
+    }
+
+    /// Counts anew what the crowd takes.
+    pub fn reset(&self) -> io::Result<()> {
+        if let Some(before) = &self.sink {
+            before.set(self.bench.mock.counters()?.accepted);
+        }
         self.bench.mock.reset_crowd(self.crowd)
+    }
+
+    /// Messages that the crowd has taken since; of a sink, all that it has taken.
+    pub fn taken(&self) -> io::Result<u64> {
+        match &self.sink {
+            Some(before) => Ok(self.bench.mock.counters()?.accepted - before.get()),
+            None => Ok(self.bench.mock.crowd_counts(self.crowd)?.taken),
+        }
     }
 
     /// Waits until the crowd has taken so many messages, and looks now and then.
@@ -114,7 +134,7 @@ impl Stage {
         let progress = Progress::new(what, wanted);
         let (mut last, mut moved) = (0, Instant::now());
         loop {
-            let taken = self.bench.mock.crowd_counts(self.crowd)?.taken;
+            let taken = self.taken()?;
             progress.at(taken);
             look(taken)?;
             if taken >= wanted {
@@ -126,12 +146,16 @@ impl Stage {
             if moved.elapsed() > STALL {
                 return Err(io::Error::other(format!("{taken} of {wanted} {what}, and nothing more for {} s", STALL.as_secs())));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(if self.sink.is_some() { 10 } else { 50 }));
         }
     }
 
-    /// So many members must have taken exactly one message, and the others none.
+    /// So many members must have taken exactly one message, and the others none; a sink must have taken so many.
     pub fn check_once(&self, report: &mut Report, wanted: u64) -> io::Result<()> {
+        if self.sink.is_some() {
+            report.must_be("posts", "posts that the push service took", self.taken()?, wanted);
+            return Ok(());
+        }
         let counts = self.bench.mock.crowd_counts(self.crowd)?;
         report.must_be("once", "recipients who had it exactly once", counts.once, wanted);
         report.must_be("repeats", "who had it more than once", counts.more, 0);

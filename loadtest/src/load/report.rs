@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 use fanfare_loadtest::machine::{Cpu, Machine};
+use fanfare_loadtest::mock::{CURVE, curve};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
-use super::bench::Reading;
+use super::bench::{Reading, STAGES};
 use super::pump::Pumped;
 
 /// Below this a CPU time is mostly the error of its ticks.
@@ -79,6 +80,14 @@ impl Report {
         self.add(name, &format!("{label}, p50 / p99 / max"), json!({"p50_us": p50, "p99_us": p99, "max_us": max}), text);
     }
 
+    /// All of a latency's histogram that is drawn: only in JSON.
+    pub fn curve(&mut self, name: &str, micros: &[u64], samples: u64) {
+        // Where less than one sample lies beyond, it would be the maximum once more.
+        let known = CURVE.iter().zip(micros).filter(|(at, _)| (1.0 - **at) * samples as f64 >= 1.0);
+        let points: Vec<Value> = known.map(|(at, us)| json!({"at": at, "us": us})).collect();
+        self.json.insert(format!("{}{name}_curve", self.prefix), points.into());
+    }
+
     /// How lines were answered.
     pub fn pumped(&mut self, pumped: &Pumped, messages: u64) {
         self.must_be("acked", "acknowledged", pumped.acked, messages);
@@ -89,6 +98,7 @@ impl Report {
         let rate = messages as f64 / pumped.elapsed.as_secs_f64();
         self.add("acks_per_second", "acknowledgements a second", rate, grouped(rate as u64));
         self.latency("ack", "acknowledgement latency", quantiles(&pumped.ack));
+        self.curve("ack", &curve(&pumped.ack), pumped.ack.len());
     }
 
     /// CPU time that was used for so many messages.
@@ -96,6 +106,7 @@ impl Report {
         let each = cpu.micros_each(messages);
         let value = json!({
             "user_s": cpu.user.as_secs_f64(), "system_s": cpu.system.as_secs_f64(), "us_per_message": each,
+            "messages": messages,
         });
         // Seen: a run of 31 ms told a quarter of what was used, as the kernel counts in ticks of 10 ms.
         let unit = self.unit.unwrap_or("message");
@@ -118,6 +129,25 @@ impl Report {
         }
     }
 
+    /// The daemon's CPU time by what its threads do.
+    fn stages(&mut self, before: Reading, after: Reading, messages: u64) {
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / messages.max(1) as f64;
+        let whole = after.daemon.since(before.daemon).micros_each(messages);
+        let mut left = whole;
+        let mut parts = Vec::new();
+        for ((name, _), (before, after)) in STAGES.iter().zip(before.stages.iter().zip(after.stages)) {
+            let part = each(after.saturating_sub(*before));
+            left -= part;
+            parts.push((*name, part));
+        }
+        // The whole is told in ticks and the parts are not: what is left may be a little below nothing.
+        parts.push(("rest", left.max(0.0)));
+        let told = parts.iter().filter(|(_, part)| *part >= 0.05);
+        let text = told.map(|(name, part)| format!("{name} {part:.1}")).collect::<Vec<_>>().join(", ");
+        let value: Map<String, Value> = parts.iter().map(|(name, part)| ((*name).to_owned(), (*part).into())).collect();
+        self.add("daemon_stages_us", "by stage, us", value, text);
+    }
+
     /// CPU, memory and writing between two readings.
     pub fn readings(&mut self, before: Reading, after: Reading, messages: u64) {
         for (name, label, cpu) in [
@@ -126,6 +156,9 @@ impl Report {
             ("generator", "generator CPU", after.generator.since(before.generator)),
         ] {
             self.cpu(&format!("{name}_cpu"), label, cpu, messages);
+            if name == "daemon" {
+                self.stages(before, after, messages);
+            }
         }
         self.add("daemon_peak_rss_bytes", "daemon peak memory", after.peak_memory, megabytes(after.peak_memory));
         if let (Some(before), Some(after)) = (before.written, after.written) {
@@ -139,19 +172,28 @@ impl Report {
     /// Prints it; an error if something did not add up.
     pub fn print(mut self, json: bool) -> io::Result<()> {
         let machine = Machine::here();
-        let memory = machine.memory_bytes as f64 / 1e9;
-        let text = format!("{}, {} cores, {memory:.1} GB, Linux {}", machine.cpu, machine.cores, machine.kernel);
         self.prefix.clear();
-        self.add("machine", "machine", serde_json::to_value(&machine)?, text);
-        self.json.insert("over_budget".to_owned(), self.over_budget.clone().into());
-        self.json.insert("ok".to_owned(), self.problems.is_empty().into());
-        self.json.insert("problems".to_owned(), self.problems.clone().into());
+        self.add("machine", "machine", serde_json::to_value(&machine)?, machine.to_string());
         if json {
-            println!("{}", Value::Object(std::mem::take(&mut self.json)));
+            println!("{}", Value::Object(self.numbers()));
         } else {
             println!("{}", self.table().trim_fmt());
         }
         self.verdict()
+    }
+
+    /// Every number by its JSON name, and whether all add up.
+    pub fn numbers(&self) -> Map<String, Value> {
+        let mut numbers = self.json.clone();
+        numbers.insert("over_budget".to_owned(), self.over_budget.clone().into());
+        numbers.insert("ok".to_owned(), self.problems.is_empty().into());
+        numbers.insert("problems".to_owned(), self.problems.clone().into());
+        numbers
+    }
+
+    /// Label and text of each row; a row without either parts sections.
+    pub fn rows(&self) -> &[(String, String)] {
+        &self.rows
     }
 
     /// The rows.

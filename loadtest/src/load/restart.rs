@@ -13,6 +13,9 @@ use crate::Restart;
 
 /// Runs the measurement and prints its report.
 pub fn run(flags: &Restart) -> io::Result<()> {
+    if flags.place.sink {
+        return Err(io::Error::other("restart times the first post by what is in it, which a sink does not read"));
+    }
     let messages = flags.messages;
     let mut bench = Bench::start(&flags.place, |config| config)?;
     let subscriptions = bench.mock.subscriptions(flags.subscriptions, None)?;

@@ -47,7 +47,7 @@ pub fn run(flags: &SmallCampaigns) -> io::Result<()> {
 /// Sends these campaigns; the CPU time of a message, in microseconds.
 fn measure(stage: &Stage, campaigns: &[Value], recipients: u64, report: &mut Report) -> io::Result<f64> {
     let mut client = stage.client()?;
-    stage.bench.mock.reset_crowd(stage.crowd)?;
+    stage.reset()?;
     let before: Reading = stage.bench.reading()?;
     let begin = Instant::now();
     let mut ids = Vec::new();

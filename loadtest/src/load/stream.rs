@@ -14,6 +14,11 @@ use crate::Stream;
 
 /// Runs the measurement and prints its report.
 pub fn run(flags: &Stream) -> io::Result<()> {
+    report(flags)?.print(flags.place.json)
+}
+
+/// Runs the measurement.
+pub fn report(flags: &Stream) -> io::Result<Report> {
     let bench = Bench::start(&flags.place, |config| config)?;
     let every = Duration::from_millis(50);
     let warm_up = bench.mock.subscriptions(1_000, None)?;
@@ -44,7 +49,7 @@ pub fn run(flags: &Stream) -> io::Result<()> {
     report.count("recipients", "recipients", messages);
     report.must_be("accepted", "accepted by the push service", counters.accepted - counters_before.accepted, messages);
     report.must_be("told_accepted", "accepted, says the daemon", status["accepted"].as_u64().unwrap_or(0), messages);
-    if flags.place.verify_every == 1 {
+    if flags.place.verifies_all() {
         report.must_be("verified", "decrypted and verified", counters.verified - counters_before.verified, messages);
     }
     report.must_be("violations", "broken rules", counters.violation_count, 0);
@@ -58,7 +63,7 @@ pub fn run(flags: &Stream) -> io::Result<()> {
     }
     report.readings(before, after, messages);
     bench.finish()?;
-    report.print(flags.place.json)
+    Ok(report)
 }
 
 /// Sends a stream to these with so many lines unanswered at most; returns its message id.
