@@ -459,6 +459,22 @@ impl Walk {
         self.next > self.last && self.open.is_empty()
     }
 
+    /// Takes away the first stretches, as far as they are done, and gives where those begin of which all has ended.
+    ///
+    /// One that lies behind `next` stays: after a start, what is before it is still to be opened, and what is forgotten would be
+    /// opened anew. For the same reason `next` is moved behind each.
+    pub fn pass(&mut self) -> Vec<u64> {
+        let mut ended = Vec::new();
+        while let Some(entry) = self.open.first_entry().filter(|entry| entry.get().done && *entry.key() <= self.next) {
+            let (first, open) = entry.remove_entry();
+            self.next = self.next.max(open.shape.end);
+            if open.ended {
+                ended.push(first);
+            }
+        }
+        ended
+    }
+
     /// Where the stretch that begins at `next` must end at the latest, and `next` moved behind what was opened before the start.
     pub fn gap(&mut self) -> u64 {
         while let Some((_, open)) = self.open.range(..=self.next).next_back().filter(|(_, open)| open.shape.end > self.next) {
@@ -696,6 +712,26 @@ mod tests {
     fn batch(count: usize) -> Batch {
         let lane = Lane { service: Service(1), urgency: Urgency::High };
         Batch::new(BatchId::Commit { commit: 1, lane, piece: 0 }, vec![0; count], None, None)
+    }
+
+    #[test]
+    fn a_walk_passes_no_stretch_that_lies_behind_what_is_still_to_be_opened() {
+        let open = |first, done, ended| {
+            let shape = Arc::new(Shape { first, end: first + 10, members: None });
+            (first, Open { shape, done, ended, settled: 0 })
+        };
+        // As after a start: of 1 to 10 nothing was settled, so it has no row and is not known.
+        let mut walk = Walk { open: [open(11, true, true), open(21, false, false)].into(), ..Walk::new(40) };
+        assert_eq!(walk.pass(), [0; 0]);
+        assert_eq!(walk.gap(), 11, "1 to 10 are opened first");
+        walk.open.extend([open(1, true, false)]);
+        walk.next = 11;
+        assert_eq!(walk.pass(), [11], "of the first some wait by themselves");
+        assert_eq!((walk.next, walk.open.len()), (21, 1));
+        // Done with before the walk went on.
+        walk.open.extend([open(21, true, true)]);
+        assert_eq!(walk.pass(), [21]);
+        assert_eq!((walk.next, walk.finished()), (31, false));
     }
 
     #[test]

@@ -698,6 +698,16 @@ fn a_label_paused_between_the_claim_and_the_sending_loses_nobody() {
     );
 }
 
+/// After a start a walk begins at the first stretch that is open, which may be done with before the walk goes on.
+#[test]
+fn a_stretch_that_is_done_with_before_the_walk_goes_on_is_not_opened_again() {
+    // Which of several campaigns and services comes first is not always the same.
+    for _ in 0..20 {
+        let first = vec![ALL, ALL, ALL, Act::Step, Act::Load(1), ALL, Act::Settle(1, How::Accepted), Act::Cancel(1), Act::Crash];
+        play(&[readers(6), first, vec![Act::Step, Act::Load(1), Act::Settle(2, How::Gone)]].concat());
+    }
+}
+
 #[test]
 fn a_subscribe_that_is_refused_changes_nothing() {
     let mut world = World::new();

@@ -56,12 +56,8 @@ pub(super) fn put_walk(list: &List, changed: &[Arc<Batch>], rows: &mut Rows, rea
         }
     }
     for (service, walk) in walks {
-        while let Some(entry) = walk.open.first_entry().filter(|entry| entry.get().done) {
-            let first = *entry.key();
-            if entry.get().ended {
-                rows.delete(reader, family::OUTCOME, key::batch_key(&list.stretch(*service, first)));
-            }
-            entry.remove();
+        for first in walk.pass() {
+            rows.delete(reader, family::OUTCOME, key::batch_key(&list.stretch(*service, first)));
         }
         walk.passed = walk.passed.max(walk.progress());
     }
