@@ -159,6 +159,14 @@ impl Machine {
     }
 }
 
+/// Whether this processor has what the daemon's batched P-256 needs (AVX-512 IFMA).
+pub fn multiplies_in_lanes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512ifma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,11 @@ const CALM: Duration = Duration::from_secs(5);
 
 /// Runs the measurement and prints its report.
 pub fn run(flags: &Burst) -> io::Result<()> {
+    report(flags)?.print(flags.place.json)
+}
+
+/// Runs the measurement.
+pub fn report(flags: &Burst) -> io::Result<Report> {
     let mut report = Report::default();
     let readers = Readers { subscriptions: flags.subscriptions, keys: KEYS, endpoint_bytes: ENDPOINT_BYTES, keep: None };
     let stage = Stage::start(&flags.place, &readers, |config| config)?;
@@ -73,7 +78,7 @@ pub fn run(flags: &Burst) -> io::Result<()> {
     let percent = (idle.user + idle.system).as_secs_f64() / CALM.as_secs_f64() * 100.0;
     report.budget("idle_percent", "then, with nothing to do, of a core", percent, "%", IDLE_BUDGET_PERCENT);
 
-    mock.reset_crowd(stage.crowd)?;
+    stage.reset()?;
     let counters_before = mock.counters()?;
     let before = bench.reading()?;
     let begin = Instant::now();
@@ -90,7 +95,7 @@ pub fn run(flags: &Burst) -> io::Result<()> {
     let after = bench.reading()?;
     let counters = mock.counters()?;
     stage.check_once(&mut report, all)?;
-    if flags.place.verify_every == 1 {
+    if flags.place.verifies_all() {
         report.must_be("verified", "decrypted and verified", counters.verified - counters_before.verified, all);
     }
     report.must_be("violations", "broken rules", counters.violation_count, 0);
@@ -107,5 +112,5 @@ pub fn run(flags: &Burst) -> io::Result<()> {
     let each = after.daemon.since(before.daemon).micros_each(all);
     report.budget("cpu_us", "daemon CPU a message, from the first send on", each, "us", CPU_BUDGET_US);
     stage.bench.finish()?;
-    report.print(flags.place.json)
+    Ok(report)
 }

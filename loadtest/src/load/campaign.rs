@@ -15,6 +15,8 @@ use crate::{Campaign, Readers};
 
 /// DESIGN 8.
 const CPU_BUDGET_US: f64 = 80.0;
+/// Where the processor lets eight key agreements be made at once.
+const CPU_BUDGET_BATCHED_US: f64 = 30.0;
 const MEMORY_BUDGET_MB: f64 = 400.0;
 const WRITTEN_BUDGET: f64 = 20.0;
 const URGENT_BUDGET_MS: f64 = 50.0;
@@ -142,7 +144,8 @@ fn measure(flags: &Campaign, readers: &Readers, times: u32, report: &mut Report)
     report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
     report.readings(before, after, messages);
     let each = after.daemon.since(before.daemon).micros_each(messages);
-    report.budget("cpu_us", "daemon CPU a message", each, "us", CPU_BUDGET_US);
+    let budget = if machine::multiplies_in_lanes() { CPU_BUDGET_BATCHED_US } else { CPU_BUDGET_US };
+    report.budget("cpu_us", "daemon CPU a message", each, "us", budget);
     report.budget("peak_mb", "daemon peak memory meanwhile", after.peak_memory as f64 / 1e6, "MB", MEMORY_BUDGET_MB);
     if let (Some(before), Some(after)) = (before.written, after.written) {
         let written = after.saturating_sub(before) as f64 / messages as f64;

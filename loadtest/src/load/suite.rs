@@ -9,7 +9,7 @@ use fanfare_loadtest::machine::{self, Machine};
 
 use super::report::{Report, grouped};
 use super::results::{Group, Results, Run};
-use super::{campaign, ingest, lone, mixed, one_to_one, page, stream};
+use super::{burst, campaign, ingest, lone, mixed, one_to_one, page, stream};
 use crate::{Drawn, Flags, Suite, What};
 
 /// So long it is watched whether others use the machine.
@@ -121,6 +121,7 @@ fn measure(step: &Step, daemon: Option<&PathBuf>) -> io::Result<Report> {
         What::Ingest(flags) => ingest::report(&flags),
         What::Stream(flags) => stream::report(&flags),
         What::Campaign(flags) => campaign::report(&flags),
+        What::Burst(flags) => burst::report(&flags),
         What::Lone(flags) => lone::report(&flags),
         What::Mixed(flags) => mixed::report(&flags),
         _ => Err(io::Error::other("this is no measurement of the suite")),
@@ -136,11 +137,12 @@ fn steps(quick: bool, cores: usize) -> Vec<Step> {
     let size = |whole: u32, short: u32| if quick { short } else { whole };
 
     let (lines, many) = (size(400_000, 80_000), size(200_000, 40_000));
-    let work: [(&str, String); 6] = [
+    let work: [(&str, String); 7] = [
         ("one-to-one", format!("one-to-one --sink --messages {lines}")),
         ("one-to-one, every one checked", format!("one-to-one --messages {many}")),
         ("stream", format!("stream --sink --recipients {many}")),
         ("campaign", format!("campaign --sink --subscriptions {many}")),
+        ("campaign, keys made ahead", format!("burst --sink --subscriptions {many}")),
         ("campaign, every one checked", format!("campaign --subscriptions {many}")),
         ("ingest only", format!("ingest --messages {}", size(500_000, 200_000))),
     ];
@@ -200,7 +202,13 @@ mod tests {
                 let flags = Flags::try_parse_from(line.split_ascii_whitespace()).unwrap_or_else(|problem| panic!("{problem}"));
                 let measured = matches!(
                     flags.what,
-                    What::OneToOne(_) | What::Ingest(_) | What::Stream(_) | What::Campaign(_) | What::Lone(_) | What::Mixed(_)
+                    What::OneToOne(_)
+                        | What::Ingest(_)
+                        | What::Stream(_)
+                        | What::Campaign(_)
+                        | What::Burst(_)
+                        | What::Lone(_)
+                        | What::Mixed(_)
                 );
                 assert!(measured, "{}", step.command);
             }
