@@ -66,6 +66,27 @@ fn each_operation_finds_it_in_whichever_app_has_it() {
 }
 
 #[test]
+fn who_leaves_leaves_every_app_of_the_socket() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (mock, daemon) = start(|config| apps(&directory, config));
+    let mut operator = daemon.client();
+    let mut pair = Client::connect(directory.path().join("pair.sock")).expect("it listens");
+    let browsers = mock.subscribe(0, 2);
+    for browser in &browsers {
+        for app in APPS {
+            subscribe(&mut operator, browser, json!({"app": app}));
+        }
+    }
+    assert_eq!(pair.ok(&json!({"op": "unsubscribe", "endpoint": browsers[0].endpoint}))["removed"], true);
+    assert_eq!(pair.ok(&json!({"op": "erase", "subscription_id": id_of(&browsers[1])}))["removed"], 2);
+    let counts = |operator: &mut Client| APPS.map(|app| count(operator, json!({"app": app})));
+    assert_eq!(counts(&mut operator), [0, 0, 2]);
+    assert_eq!(operator.ok(&json!({"op": "unsubscribe", "subscription_id": id_of(&browsers[0])}))["removed"], true);
+    assert_eq!(operator.ok(&json!({"op": "erase", "endpoint": browsers[1].endpoint}))["removed"], 1);
+    assert_eq!(counts(&mut operator), [0, 0, 0]);
+}
+
+#[test]
 fn scopes_are_those_of_the_subscriptions_own_app() {
     let directory = TempDir::new().expect("a temporary directory");
     let (mock, daemon) = start(|config| apps(&directory, config));

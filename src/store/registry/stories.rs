@@ -773,19 +773,25 @@ fn who_is_erased_is_told_of_no_more() {
     let apps = world.apps.clone();
     world.subscribe(0, None, None, Some("anna"));
     let to = || To::Accounts { accounts: vec![Account::from("anna")], devices: Devices::All };
-    for after in [0.001, 3_600.0] {
+    let ids = [0.001, 3_600.0].map(|after| {
         let send = Send { fallback: Some(after), ..world.message(to()) };
-        world.send(send);
-    }
+        world.send(send)
+    });
     let (reply, mut swept) = oneshot::channel();
     let erase = Erase::Account(Whose { account: Account::from("anna"), app: None });
-    assert_eq!(world.hand_over(Op::Erase { erase, apps, reply }), Done::Erased { removed: 1 });
+    assert_eq!(world.hand_over(Op::Erase { erase, apps: apps.clone(), reply }), Done::Erased { removed: 1 });
     std::thread::sleep(Duration::from_millis(5));
     world.sweep();
     assert_eq!(swept.try_recv().expect("told").cancelled, 2);
+    // A receipt that was still on its way.
+    let late = Op::Feedback { id: ids[0], subscription: id_of(0), kind: EventType::Shown, apps };
+    assert_eq!(world.hand_over(late), Done::Updated);
+    world.checkpoint();
     let store = world.run().store.clone();
     let events = store.events_after(0, 100).expect("read");
-    assert!(events.iter().all(|event| !String::from_utf8_lossy(&event.json).contains("unreachable")));
+    let told = |event: &str| events.iter().any(|known| String::from_utf8_lossy(&known.json).contains(event));
+    assert!(!told("unreachable") && !told("shown"));
+    assert_eq!(world.rows_with(family::FEEDBACK, &id_of(0).0), 0);
     let mut rows = 0;
     let count = |_: &[u8], _: &[u8]| {
         rows += 1;

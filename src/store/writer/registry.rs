@@ -93,15 +93,10 @@ impl Writer {
         Ok(self.stored(key, group)?.map(|stored| (key, stored)))
     }
 
-    fn find_in(&self, apps: &Apps, id: SubscriptionId, group: &Group) -> Result<Option<(SubscriptionKey, Stored)>, ReadError> {
-        for app in apps.iter() {
-            if let Some(number) = self.store.registry.app(app)
-                && let Some(found) = self.find(number, id, group)?
-            {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+    /// A subscription in each of these apps that has it: an endpoint may be known to several.
+    fn find_in(&self, apps: &Apps, id: SubscriptionId, group: &Group) -> Result<Vec<(SubscriptionKey, Stored)>, ReadError> {
+        let numbers = apps.iter().filter_map(|app| self.store.registry.app(app));
+        numbers.filter_map(|number| self.find(number, id, group).transpose()).collect()
     }
 
     fn account_keys(&self, app: App, account: &str, group: &Group) -> Result<Vec<SubscriptionKey>, ReadError> {
@@ -286,7 +281,8 @@ impl Writer {
 
     pub(super) fn take_update(&mut self, update: Update, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         let Update { subscription: id, enabled, name, account, scopes, tags, attributes } = update;
-        let Some((key, old)) = self.find_in(apps, id, group)? else { return Err(no_subscription()) };
+        // Of several apps that know it, the first: scopes and tags are an app's own.
+        let Some((key, old)) = self.find_in(apps, id, group)?.into_iter().next() else { return Err(no_subscription()) };
         let mut stored = old.clone();
         let of = &mut stored.subscription;
         of.enabled = enabled.unwrap_or(of.enabled);
@@ -310,10 +306,10 @@ impl Writer {
 
     pub(super) fn take_unsubscribe(&mut self, id: SubscriptionId, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         let found = self.find_in(apps, id, group)?;
-        if let Some((key, old)) = &found {
+        for (key, old) in &found {
             self.put_stored(*key, Some(old), None, group)?;
         }
-        Ok(Done::Removed(found.is_some()))
+        Ok(Done::Removed(!found.is_empty()))
     }
 
     pub(super) fn take_account(&mut self, who: &Whose, enabled: bool, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
@@ -383,7 +379,7 @@ impl Writer {
             }
             Erase::Subscription(id) => {
                 ids.push(*id);
-                if let Some((key, old)) = self.find_in(apps, *id, group)? {
+                for (key, old) in self.find_in(apps, *id, group)? {
                     self.put_stored(key, Some(&old), None, group)?;
                     removed += 1;
                 }
@@ -478,6 +474,10 @@ impl Writer {
         let (app, label, message_ref) = told;
         if !apps.contains(&app) {
             return Err(stale());
+        }
+        // Who was erased meanwhile is told of no more, by a receipt that was still on its way neither.
+        if self.store.rules.load().erases_named(id, subscription, None) {
+            return Ok(Done::Updated);
         }
         let bit = match kind {
             EventType::Shown => 0,
