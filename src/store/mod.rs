@@ -342,9 +342,32 @@ impl Reader<'_> {
         family: &str,
         start: &[u8],
         end: &[u8],
-        mut each: impl FnMut(&[u8], &[u8]) -> bool,
+        each: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), ReadError> {
+        self.scan_with(rocksdb::ReadOptions::default(), family, start, end, each)
+    }
+
+    /// As [`Reader::scan`], of rows that nobody is going to read again soon: they do not push others out of the cache.
+    pub fn pass_over(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        each: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), ReadError> {
         let mut options = rocksdb::ReadOptions::default();
+        options.fill_cache(false);
+        self.scan_with(options, family, start, end, each)
+    }
+
+    fn scan_with(
+        &self,
+        mut options: rocksdb::ReadOptions,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), ReadError> {
         options.set_iterate_lower_bound(start);
         options.set_iterate_upper_bound(end);
         let mut rows = self.db().raw_iterator_cf_opt(&self.family(family), options);

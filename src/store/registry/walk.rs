@@ -266,7 +266,7 @@ impl Store {
                 let mut wanted = places.iter().copied().peekable();
                 let end = SubscriptionKey { service, serial: shape.serial(*to) + 1 };
                 let range = (row::subscription_key(key(*from)), row::subscription_key(end));
-                reader.scan(family::SUBSCRIPTION, &range.0, &range.1, |row, value| {
+                reader.pass_over(family::SUBSCRIPTION, &range.0, &range.1, |row, value| {
                     let Ok(found) = row::take_key(row) else { return true };
                     while wanted.next_if(|place| shape.serial(*place) < found.serial).is_some() {}
                     if let Some(place) = wanted.next_if(|place| shape.serial(*place) == found.serial) {
