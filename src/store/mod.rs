@@ -337,13 +337,7 @@ impl Reader<'_> {
     }
 
     /// Rows from `start` (included) to `end` (not included), in order, to `each` until it says false.
-    pub fn scan(
-        &self,
-        family: &str,
-        start: &[u8],
-        end: &[u8],
-        each: impl FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), ReadError> {
+    pub fn scan(&self, family: &str, start: &[u8], end: &[u8], each: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), ReadError> {
         self.scan_with(rocksdb::ReadOptions::default(), family, start, end, each)
     }
 
