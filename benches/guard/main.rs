@@ -8,18 +8,18 @@
 //! [`counted`]; the other side of a connection does not count ([`uncounted`]). What callgrind wrote stays in the target directory:
 //! `callgrind_annotate` shows where the instructions are.
 //!
-//! Callgrind knows no AVX-512, so sealing is that of aws-lc-rs. The batched key agreement is counted by the processor itself,
-//! where it has the instructions and lets `perf` count them.
+//! Callgrind knows no AVX-512, so `seal` is sealing with aws-lc-rs. The batched key agreement is stepped through (`step.rs`).
 
 mod deliver;
 mod parts;
 mod settle;
+mod step;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use self::parts::{PARTS, Part, with_batch};
+use self::parts::{PARTS, Part};
 
 /// The daemon's own: allocating is part of what is counted.
 #[global_allocator]
@@ -62,8 +62,11 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| *argument != "--bench").collect();
     let done = match arguments[..] {
-        ["--play", name] => play(name, 1),
-        ["--play", name, times] => times.parse().map_err(|_| format!("{times} is no number")).and_then(|times| play(name, times)),
+        ["--play", name] => play(name),
+        ["--play-stepped", name] => {
+            step::offer();
+            play(name)
+        }
         [] => compare(),
         ["--keep"] => keep(),
         _ => Err("usage: guard [--keep]".to_owned()),
@@ -77,18 +80,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn play(name: &str, times: u64) -> Result<(), String> {
+fn play(name: &str) -> Result<(), String> {
     let part = PARTS.iter().find(|part| part.name == name).ok_or_else(|| format!("there is no part {name}"))?;
-    (part.play)(part.operations * times);
+    (part.play)(part.operations);
     Ok(())
 }
 
 /// Runs `work`, of which every instruction counts. Told to callgrind by its name: not generic, and without a closure of its own.
 #[inline(never)]
 pub fn counted(work: &mut dyn FnMut()) {
+    // The marks also keep the compiler from making one function of this and `uncounted`; and were `work` the last thing done, it
+    // would be a jump, which callgrind does not take for a call.
+    step::mark();
     work();
-    // Not the last thing done, or it would be a jump, which callgrind does not take for a call.
-    std::hint::black_box(());
+    step::mark();
 }
 
 /// Runs `work`, of which none counts. Only within [`counted`]: callgrind takes each of the two for a switch.
@@ -176,7 +181,7 @@ fn count_all() -> Result<Vec<(&'static Part, Count)>, String> {
 }
 
 fn count(part: &Part) -> Result<Count, String> {
-    if part.batched { count_by_processor(part) } else { count_by_callgrind(part).map(Count::Instructions) }
+    if part.batched { step::count(part) } else { count_by_callgrind(part).map(Count::Instructions) }
 }
 
 fn count_by_callgrind(part: &Part) -> Result<u64, String> {
@@ -194,30 +199,6 @@ fn count_by_callgrind(part: &Part) -> Result<u64, String> {
         Some(collected) if output.status.success() && collected > 0 => Ok(collected / part.operations),
         _ => Err(format!("{}: callgrind counted nothing\n{log}", part.name)),
     }
-}
-
-/// By `perf`, what a longer run has more than a shorter one.
-fn count_by_processor(part: &Part) -> Result<Count, String> {
-    if with_batch().is_none() {
-        return Ok(Count::Skipped("this processor has no AVX-512 IFMA".to_owned()));
-    }
-    if !is_there("perf") {
-        return Ok(Count::Skipped("perf is not installed".to_owned()));
-    }
-    let of = |times: &str| -> Result<Option<u64>, String> {
-        let output = Command::new("perf")
-            .args(["stat", "-x,", "-e", "instructions:u"])
-            .arg(own_path()?)
-            .args(["--play", part.name, times])
-            .output()
-            .map_err(|error| format!("perf: {error}"))?;
-        let log = String::from_utf8_lossy(&output.stderr);
-        Ok(log.lines().find(|line| line.contains("instructions")).and_then(|line| line.split(',').next()?.parse().ok()))
-    };
-    Ok(match (of("1")?, of("5")?) {
-        (Some(once), Some(five_times)) => Count::Instructions((five_times - once) / (4 * part.operations)),
-        _ => Count::Skipped("this machine does not let a program count its instructions".to_owned()),
-    })
 }
 
 fn own_path() -> Result<PathBuf, String> {

@@ -32,7 +32,7 @@ pub struct Part {
 pub const PARTS: [Part; 5] = [
     Part { name: "parse", what: "a line", operations: 1_000, play: play_parse, batched: false },
     Part { name: "seal", what: "a slice of eight", operations: 8, play: |slices| seal(slices, Agreement::AwsLc), batched: false },
-    Part { name: "seal_batched", what: "a slice of eight", operations: 1_000, play: play_batch, batched: true },
+    Part { name: "seal_batched", what: "a slice of eight", operations: 2, play: play_batch, batched: true },
     Part { name: "post", what: "a message", operations: 960, play: deliver::play, batched: false },
     Part { name: "settle", what: "an answer", operations: 2_048, play: settle::play, batched: false },
 ];
