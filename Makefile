@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench parts guard guard-keep compare install
+.PHONY: help build demo test bench parts profile guard guard-keep compare install
 
 # Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
 HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
@@ -47,6 +47,10 @@ bench: build ## measure the daemon in ten minutes (QUICK=1: in three), and write
 parts: ## measure the parts: sealing, committing, scheduling
 	@.ci/packages
 	cargo bench --workspace --bench '*'
+
+profile: build ## where the daemon's CPU time goes, by thread, and what locks cost (PROFILE="campaign --sink": another scenario)
+	@.ci/packages profile
+	@loadtest/profile.py --binaries $(RELEASE) $(or $(PROFILE),one-to-one --sink --messages 1000000)
 
 # Compiled as a release is, whatever the environment says: incremental code is other code.
 GUARD := CARGO_INCREMENTAL=0 cargo bench --bench guard
