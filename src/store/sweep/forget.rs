@@ -1,0 +1,224 @@
+//! What is kept no longer: messages past `retention`, events past theirs or too large together, days of statistics, rules that
+//! nothing can meet any more.
+//!
+//! Promise: a message of which something is still open is kept, however old it is, and noted, so that it is looked at again.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use bytes::Bytes;
+
+use crate::message::{BatchId, UnixMillis};
+use crate::store::live::{Holder, ending};
+use crate::store::record::{self, Take};
+use crate::store::sweep::{Puts, Ranges, Sweep, just_behind};
+use crate::store::writer::{Settle, read_list, read_rule, rule_key};
+use crate::store::{ReadError, Reader, family, key, list_state, number};
+
+/// Cancellations are kept as long as what they cancelled can be in flight or be tried again.
+const RULE_MILLIS: u64 = 36 * 86_400_000;
+
+impl Sweep {
+    /// Drops what is kept no longer.
+    pub(super) fn forget(&self, now: UnixMillis) -> Result<(), ReadError> {
+        let mut ranges = Vec::new();
+        let mut put = Vec::new();
+        self.forget_singles(now, &mut ranges, &mut put)?;
+        self.forget_lists(now, &mut ranges)?;
+        self.forget_events(now, &mut ranges, &mut put)?;
+        let today = u32::try_from(now.0 / 86_400_000).unwrap_or(u32::MAX);
+        let kept_from = today.saturating_sub(self.settings.stats_keep_days);
+        if kept_from > 0 {
+            ranges.push((family::STATS, vec![0; 4], kept_from.to_be_bytes().to_vec()));
+        }
+        for (kind, start, end) in [("cancel", b"cancel/", b"cancel0"), ("pause", b"pause/\0", b"pause/\xff")] {
+            self.store.reader()?.scan(family::META, start, end, |_, value| {
+                if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
+                    && now.since(rule.since) > RULE_MILLIS
+                    // A paused label or app stays paused until it is resumed; a message has ended by now.
+                    && (kind == "cancel" || matches!(rule.holder, Holder::Message(_)))
+                {
+                    let row = rule_key(kind, &rule.holder);
+                    let end = just_behind(&row);
+                    ranges.push((family::META, row, end));
+                }
+                true
+            })?;
+        }
+        if !ranges.is_empty() || !put.is_empty() {
+            self.send(Settle::Forget { ranges, put });
+        }
+        Ok(())
+    }
+
+    /// Heads and outcomes of commits that are old enough, but for those of which something is still open: these are noted, and
+    /// looked at again.
+    fn forget_singles(&self, now: UnixMillis, ranges: &mut Ranges, put: &mut Puts) -> Result<(), ReadError> {
+        let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = UnixMillis(now.0.saturating_sub(retention));
+        let reader = self.store.reader()?;
+        let floor_key = b"retention/floor".to_vec();
+        let floor = reader.value(family::META, &floor_key)?.and_then(|row| Take::new(row).u64().ok()).unwrap_or(0);
+        let mut next = floor;
+        let mut open = Vec::new();
+        let mut seen = 0;
+        let mut error = None;
+        reader.scan(family::HEAD, &floor.to_be_bytes(), &[255; 10], |row, value| {
+            let Some(commit) = row.first_chunk::<8>().map(|commit| u64::from_be_bytes(*commit)) else { return true };
+            // A commit is judged by all of its heads.
+            if seen >= 100_000 && commit >= next {
+                return false;
+            }
+            match heads(value, commit) {
+                Ok(heads) => {
+                    if heads.first().is_some_and(|head| head.id.created() >= cutoff) {
+                        return false;
+                    }
+                    match self.all_ended(&reader, &heads) {
+                        Ok(true) => {}
+                        Ok(false) if open.last() == Some(&commit) => {}
+                        Ok(false) => open.push(commit),
+                        Err(failed) => error = Some(failed),
+                    }
+                }
+                Err(record::Corrupt) => self.store.corrupt(family::HEAD),
+            }
+            next = commit + 1;
+            seen += 1;
+            true
+        })?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let mut from = floor;
+        for commit in open.iter().copied().chain([next]) {
+            if commit > from {
+                forget_commits(from, commit, ranges);
+            }
+            from = commit + 1;
+        }
+        for commit in open {
+            put.push((family::META, linger_key(commit), number(0)));
+        }
+        if next > floor {
+            put.push((family::META, floor_key, number(next)));
+        }
+        reader.scan(family::META, b"linger/", b"linger0", |row, value| {
+            let (Some(commit), Some(drop_at)) = (row.last_chunk::<8>(), value.first_chunk::<8>()) else { return true };
+            let (commit, drop_at) = (u64::from_be_bytes(*commit), UnixMillis(u64::from_be_bytes(*drop_at)));
+            if drop_at.0 == 0 {
+                let ended = self.commit_ended(&reader, commit);
+                if ended == Ok(true) {
+                    put.push((family::META, linger_key(commit), number(now.plus(retention).0)));
+                }
+            } else if drop_at <= now {
+                forget_commits(commit, commit + 1, ranges);
+                ranges.push((family::META, row.to_vec(), just_behind(row)));
+            }
+            true
+        })
+    }
+
+    fn commit_ended(&self, reader: &Reader<'_>, commit: u64) -> Result<bool, ReadError> {
+        let mut all = true;
+        reader.scan(family::HEAD, &key::head_key(commit, 0), &key::head_key(commit + 1, 0), |_, value| {
+            all &= heads(value, commit).is_ok_and(|heads| self.all_ended(reader, &heads) == Ok(true));
+            all
+        })?;
+        Ok(all)
+    }
+
+    fn all_ended(&self, reader: &Reader<'_>, heads: &[record::Head]) -> Result<bool, ReadError> {
+        let mut rows: HashMap<BatchId, Option<Bytes>> = HashMap::new();
+        for recipient in heads.iter().flat_map(|head| &head.recipients) {
+            let batch = recipient.id.batch;
+            if let Entry::Vacant(entry) = rows.entry(batch) {
+                entry.insert(reader.value(family::OUTCOME, key::batch_key(&batch))?);
+            }
+            let byte = rows[&batch].as_ref().and_then(|row| row.get(usize::from(recipient.id.index))).copied().unwrap_or(0);
+            if ending(byte).is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn forget_lists(&self, now: UnixMillis, ranges: &mut Ranges) -> Result<(), ReadError> {
+        let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
+        let mut message: Option<(Vec<u8>, Bytes)> = None;
+        self.store.reader()?.scan(family::MESSAGE, &[], &[255; 16], |row, value| {
+            match row.last() {
+                Some(0) => message = Some((row[..row.len() - 1].to_vec(), Bytes::copy_from_slice(value))),
+                Some(2) => {
+                    if let Some((prefix, message)) = message.take()
+                        && row.starts_with(&prefix)
+                        && let Ok(list) = read_list(message, None, Some(Bytes::copy_from_slice(value)))
+                        && list_state(&list).ended_at.is_some_and(|ended| ended.plus(retention) <= now)
+                    {
+                        ranges.push((family::MESSAGE, prefix.clone(), key::after_prefix(&prefix)));
+                        if list.keeps_outcomes {
+                            let outcomes = key::outcome_list_prefix(list.message.id.commit(), list.message.id.place());
+                            ranges.push((family::OUTCOME, outcomes.clone(), key::after_prefix(&outcomes)));
+                        }
+                    }
+                }
+                _ => {}
+            }
+            true
+        })
+    }
+
+    fn forget_events(&self, now: UnixMillis, ranges: &mut Ranges, put: &mut Puts) -> Result<(), ReadError> {
+        let retention = u64::try_from(self.settings.events_retention.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = UnixMillis(now.0.saturating_sub(retention));
+        let reader = self.store.reader()?;
+        let bytes = reader.property(family::EVENTS, "rocksdb.estimate-live-data-size");
+        let too_large = bytes > self.settings.events_max_mb << 20;
+        let start = reader.value(family::META, "events_first")?.unwrap_or_default();
+        let mut keep_from: Option<Vec<u8>> = None;
+        let mut seen = 0u64;
+        reader.scan(family::EVENTS, &start, &[255; 9], |row, value| {
+            let old = first_event_time(value).is_some_and(|time| time < cutoff);
+            // Where the log is too large its oldest tenth goes, row by row, and the next round looks again.
+            let oldest = too_large && seen < 1 + bytes / (10 * (value.len() as u64 + 1));
+            if old || oldest {
+                seen += 1;
+                // Behind it: it may be the last one.
+                keep_from = Some(just_behind(row));
+            }
+            old || oldest
+        })?;
+        if let Some(keep_from) = keep_from {
+            ranges.push((family::EVENTS, vec![0; 8], keep_from.clone()));
+            put.push((family::META, b"events_first".to_vec(), keep_from));
+        }
+        Ok(())
+    }
+}
+
+fn forget_commits(from: u64, to: u64, ranges: &mut Ranges) {
+    ranges.push((family::HEAD, key::head_key(from, 0), key::head_key(to, 0)));
+    ranges.push((family::FEEDBACK, key::head_key(from, 0), key::head_key(to, 0)));
+    ranges.push((family::OUTCOME, key::outcome_commit_prefix(from), key::outcome_commit_prefix(to)));
+}
+
+fn linger_key(commit: u64) -> Vec<u8> {
+    let mut key = b"linger/".to_vec();
+    key.extend(commit.to_be_bytes());
+    key
+}
+
+fn heads(value: &[u8], commit: u64) -> Result<Vec<record::Head>, record::Corrupt> {
+    let mut take = Take::versioned(Bytes::copy_from_slice(value))?;
+    let mut heads = Vec::new();
+    while !take.at_end() {
+        heads.push(record::take_head(&mut take, commit)?);
+    }
+    Ok(heads)
+}
+
+fn first_event_time(row: &[u8]) -> Option<UnixMillis> {
+    let line = row.get(5..)?.split(|byte| *byte == b'\n').next()?;
+    let event: serde_json::Value = serde_json::from_slice(line).ok()?;
+    crate::ingest::reply::parse_time(event.get("time")?.as_str()?)
+}
