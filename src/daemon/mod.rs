@@ -13,24 +13,24 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+mod levels;
+mod sockets;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use listenfd::ListenFd;
 use nix::sys::signal::SigSet;
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use self::levels::{Levels, Shown};
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::deliver::{self, Pool};
 use crate::encrypt::key::{KeyFileError, SigningKey};
 use crate::encrypt::payload::{Agreement, Sealer};
@@ -42,8 +42,8 @@ use crate::exit::Exit;
 use crate::ingest::line::Rules;
 use crate::ingest::reply::format_time;
 use crate::ingest::request::Target;
-use crate::ingest::{self, Door, QUEUE_LINES, Socket, WALKS};
-use crate::message::{Encoding, Service, UnixMillis};
+use crate::ingest::{Door, QUEUE_LINES, Socket, WALKS};
+use crate::message::{Encoding, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
 use crate::receipt::Receipts;
@@ -51,11 +51,9 @@ use crate::schedule::backoff::Bounds;
 use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Schedule};
 use crate::store::commit::{Op, Writes};
-use crate::store::key::{self as keys, DueKey};
-use crate::store::live::lanes_of;
 use crate::store::sweep::{self, Sweep};
 use crate::store::writer::{self, News, Settle, Writer};
-use crate::store::{OpenError, Origins, Store, WriteError, family, record};
+use crate::store::{OpenError, Origins, Store, WriteError};
 
 /// A store that was not written for so long starts with every message paused.
 const STALE_MILLIS: u64 = 24 * 60 * 60 * 1_000;
@@ -394,32 +392,6 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn open_sockets(&mut self, config: &Config) -> Result<(), ServeError> {
-        let mut inherited = inherited_sockets();
-        let operator = config::Socket {
-            path: config.ingest.socket.clone(),
-            mode: config.ingest.socket_mode,
-            group: config.ingest.socket_group.clone(),
-            apps: config.apps.keys().cloned().collect(),
-        };
-        let named = config.sockets.iter().map(|(name, socket)| (name.as_str(), socket, false));
-        for (name, socket, is_operator) in std::iter::once(("operator", &operator, true)).chain(named) {
-            let listener = match inherited.remove(&socket.path) {
-                Some(listener) => listener,
-                None => {
-                    let listener = bind(socket)?;
-                    self.socket_paths.push(socket.path.clone());
-                    listener
-                }
-            };
-            let rules = rules(config, &socket.apps, &self.tokens, &self.store);
-            let socket = Arc::new(Socket { name: name.to_owned(), rules: ArcSwap::from_pointee(rules), operator: is_operator });
-            self.sockets.push(socket.clone());
-            tokio::spawn(ingest::serve(listener, socket, self.door.clone()));
-        }
-        Ok(())
-    }
-
     async fn run(mut self, config: Config, reload: impl Fn() -> Result<Config, String>) -> Result<(), ServeError> {
         let signals = || -> std::io::Result<_> {
             Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?))
@@ -640,257 +612,4 @@ fn rules(config: &Config, apps: &[String], tokens: &Tokens, store: &Store) -> Ru
         .collect();
     let policy = Arc::new(EndpointPolicy::new(config.endpoints.policy, allowed));
     Rules::new(apps, policy, config.messages.clone()).with_scopes(scopes)
-}
-
-/// The sockets that systemd holds for us, by path.
-fn inherited_sockets() -> HashMap<PathBuf, UnixListener> {
-    let mut inherited = HashMap::new();
-    let mut fds = ListenFd::from_env();
-    for index in 0..fds.len() {
-        let Ok(Some(listener)) = fds.take_unix_listener(index) else { continue };
-        let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-        let usable = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-        match (path, usable) {
-            (Some(path), Ok(listener)) => {
-                inherited.insert(path, listener);
-            }
-            (path, _) => tracing::warn!(?path, "a socket from systemd cannot be used"),
-        }
-    }
-    inherited
-}
-
-/// Makes a socket with its mode and group. A leftover that nobody listens on is replaced.
-fn bind(socket: &config::Socket) -> Result<UnixListener, ServeError> {
-    let path = &socket.path;
-    let failed = |what: &str, error: std::io::Error| {
-        let text = format!("the socket {}: {what}: {error}", path.display());
-        match error.kind() {
-            std::io::ErrorKind::PermissionDenied => ServeError::Permission(text),
-            _ => ServeError::Io(text),
-        }
-    };
-    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ServeError::Temporary(format!("the socket {} is in use by another process", path.display())));
-        }
-        std::fs::remove_file(path).map_err(|error| failed("the old one cannot be removed", error))?;
-    }
-    // Made closed for everyone: nobody connects before its group and mode are set.
-    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o777));
-    let bound = UnixListener::bind(path);
-    nix::sys::stat::umask(old);
-    let listener = bound.map_err(|error| failed("cannot be made", error))?;
-    if let Some(name) = &socket.group {
-        let group = nix::unistd::Group::from_name(name)
-            .ok()
-            .flatten()
-            .ok_or_else(|| ServeError::Config(format!("the socket {}: there is no group {name}", path.display())))?;
-        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
-            .map_err(|error| failed("its group cannot be set", error))?;
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(socket.mode))
-        .map_err(|error| failed("its mode cannot be set", error))?;
-    Ok(listener)
-}
-
-/// What `origins` shows.
-struct Shown {
-    store: Arc<Store>,
-    origins: Arc<Table>,
-    pool: Pool,
-    tokens: Arc<Tokens>,
-}
-
-impl Shown {
-    fn origins_json(&self) -> String {
-        let now = clock::now();
-        let pool: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();
-        let expiries = self.tokens.expiries(now);
-        let all: Vec<serde_json::Value> = self
-            .origins
-            .shown()
-            .into_iter()
-            .map(|(service, origin, health)| {
-                let status = pool.get(&origin);
-                let token = expiries.iter().filter(|token| token.origin == origin).map(|token| token.seconds_left).min();
-                serde_json::json!({
-                    "service": &*self.store.services.name(service),
-                    "origin": &*origin.0,
-                    "state": health.state,
-                    "window": health.window,
-                    "in_flight": health.in_flight,
-                    "probe_at": health.probe_at.map(format_time),
-                    "last_error": health.last_error.map(|(word, _)| word),
-                    "last_error_at": health.last_error.map(|(_, at)| format_time(at)),
-                    "waiting": status.map_or(0, |status| status.queued),
-                    "connections": status.map_or(0, |status| status.connections),
-                    "protocol": status.and_then(|status| status.protocol).map(deliver::Protocol::as_str),
-                    "capacity": status.map(|status| status.capacity),
-                    "resends": status.map_or(0, |status| status.resends),
-                    "timeouts": status.map_or(0, |status| status.timeouts),
-                    "token_expires": token.map(|seconds| format_time(now.plus(seconds * 1_000))),
-                })
-            })
-            .collect();
-        serde_json::Value::from(all).to_string()
-    }
-}
-
-/// The levels among the metrics.
-struct Levels {
-    store: Arc<Store>,
-    origins: Arc<Table>,
-    pool: Pool,
-    tokens: Arc<Tokens>,
-}
-
-impl Levels {
-    /// `seldom`: also those that cost some reads.
-    fn set(&self, seldom: bool) {
-        let store = &self.store;
-        let pending = store.pending.load(Ordering::Relaxed);
-        metrics::plain_level("fanfare_pending", pending as f64);
-        let gates = &store.gates;
-        for (name, gate) in [
-            ("low_space", &gates.low_space),
-            ("full", &gates.full),
-            ("max_pending", &gates.max_pending),
-            ("draining", &gates.draining),
-        ] {
-            metrics::level("fanfare_gate", "gate", name.to_owned(), f64::from(u8::from(gate.load(Ordering::Relaxed))));
-        }
-        let unsynced = gates.unsynced_for();
-        metrics::level("fanfare_gate", "gate", "checkpoint_late".to_owned(), f64::from(u8::from(gates.checkpoint_late())));
-        metrics::plain_level("fanfare_checkpoint_age_seconds", unsynced.as_secs_f64());
-        let (mut connections, mut streams): (BTreeMap<Arc<str>, usize>, BTreeMap<Arc<str>, usize>) = Default::default();
-        let mut open: BTreeMap<Arc<str>, bool> = BTreeMap::new();
-        let by_origin: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();
-        let mut in_flight = 0;
-        for (service, origin, health) in self.origins.shown() {
-            let name = store.services.name(service);
-            if let Some(status) = by_origin.get(&origin) {
-                *connections.entry(name.clone()).or_default() += status.connections;
-                *streams.entry(name.clone()).or_default() += status.in_flight;
-            }
-            in_flight += health.in_flight;
-            *open.entry(name).or_insert(true) &= health.state == "open";
-        }
-        for (name, n) in connections {
-            metrics::level("fanfare_connections", "service", name.to_string(), n as f64);
-        }
-        for (name, n) in streams {
-            metrics::level("fanfare_streams", "service", name.to_string(), n as f64);
-        }
-        for (name, open) in open {
-            metrics::level("fanfare_lane_open", "service", name.to_string(), f64::from(u8::from(open)));
-        }
-        metrics::level("fanfare_queue_depth", "state", "in_flight".to_owned(), in_flight as f64);
-        metrics::level("fanfare_queue_depth", "state", "waiting".to_owned(), pending.saturating_sub(in_flight as u64) as f64);
-        metrics::corrupt_rows(store.corrupt_rows.load(Ordering::Relaxed));
-        let (fresh, batches) = store.batches.usage();
-        metrics::level("fanfare_memory_bytes", "part", "fresh".to_owned(), fresh as f64);
-        metrics::plain_level("fanfare_batches", batches as f64);
-        if seldom {
-            self.set_seldom();
-        }
-    }
-
-    fn set_seldom(&self) {
-        let store = &self.store;
-        let now = clock::now();
-        if let Some(seconds) = self.tokens.expiries(now).iter().map(|token| token.seconds_left).min() {
-            metrics::plain_level("fanfare_vapid_token_expiry_seconds", seconds as f64);
-        }
-        // While the store is being reopened these stay as they were.
-        let Ok(reader) = store.reader() else { return };
-        for (property, name) in [
-            ("num-running-flushes", "rocksdb.num-running-flushes"),
-            ("num-running-compactions", "rocksdb.num-running-compactions"),
-            ("estimate-pending-compaction-bytes", "rocksdb.estimate-pending-compaction-bytes"),
-            ("is-write-stopped", "rocksdb.is-write-stopped"),
-            ("background-errors", "rocksdb.background-errors"),
-            ("live-sst-files-size", "rocksdb.live-sst-files-size"),
-            ("num-files-at-level0", "rocksdb.num-files-at-level0"),
-        ] {
-            let sum: u64 = family::ALL.iter().map(|family| reader.property(family, name)).sum();
-            metrics::level("fanfare_rocksdb", "property", property.to_owned(), sum as f64);
-        }
-        let cache = reader.property(family::META, "rocksdb.block-cache-usage");
-        metrics::level("fanfare_memory_bytes", "part", "block_cache".to_owned(), cache as f64);
-        let memtables: u64 = family::ALL.iter().map(|family| reader.property(family, "rocksdb.cur-size-all-mem-tables")).sum();
-        metrics::level("fanfare_memory_bytes", "part", "memtables".to_owned(), memtables as f64);
-        drop(reader);
-        if let Some(resident) = resident_bytes() {
-            metrics::level("fanfare_memory_bytes", "part", "resident".to_owned(), resident as f64);
-        }
-        for app in self.tokens.apps() {
-            if let Some(number) = store.registry.app(&app)
-                && let Ok(count) = store.kept_count(&Store::app_posting(number))
-            {
-                metrics::level("fanfare_subscriptions", "app", app.to_string(), count as f64);
-            }
-        }
-        metrics::plain_level("fanfare_open_lists", store.lists.all().len() as f64);
-        metrics::plain_level("fanfare_accounts_present", crate::store::live::lock(&store.presence).len() as f64);
-        if let Some(age) = self.oldest_due_age(now) {
-            metrics::plain_level("fanfare_oldest_due_age_seconds", age as f64 / 1_000.0);
-        }
-        if let Some(oldest) = oldest_event(store) {
-            metrics::plain_level("fanfare_event_log_age_seconds", now.since(oldest) as f64 / 1_000.0);
-        }
-    }
-
-    /// How long the oldest delivery of any open lane waits, in milliseconds.
-    fn oldest_due_age(&self, now: UnixMillis) -> Option<u64> {
-        let mut oldest = 0;
-        for (service, _) in self.store.services.all() {
-            let open = match self.store.services.origins(service) {
-                None => continue,
-                Some(Origins::One(origin)) => self.origins.is_open(&origin),
-                Some(Origins::Several) => true,
-            };
-            if open {
-                oldest = oldest.max(self.oldest_of(service, now)?);
-            }
-        }
-        Some(oldest)
-    }
-
-    fn oldest_of(&self, service: Service, now: UnixMillis) -> Option<u64> {
-        let mut oldest = 0;
-        let reader = self.store.reader().ok()?;
-        for lane in lanes_of(service) {
-            for family in [family::WORK, family::DUE] {
-                let prefix = keys::lane_prefix(lane);
-                let kept = reader.value(family::META, writer::first_row_key(family, lane)).ok()?;
-                let start = kept.as_ref().map_or(prefix.as_slice(), |kept| kept.as_ref());
-                reader
-                    .scan(family, start, &keys::after_prefix(&prefix), |row, value| {
-                        let since = match family {
-                            family::WORK => record::work_row_created(value).ok(),
-                            _ => DueKey::decode(row).ok().map(|due| due.time),
-                        };
-                        oldest = oldest.max(since.map_or(0, |since| now.since(since)));
-                        false
-                    })
-                    .ok()?;
-            }
-        }
-        Some(oldest)
-    }
-}
-
-fn oldest_event(store: &Store) -> Option<UnixMillis> {
-    let range = store.event_range().ok()?;
-    let first = store.events_after(range.oldest, 1).ok()?.into_iter().next()?;
-    let event: serde_json::Value = serde_json::from_slice(&first.json).ok()?;
-    crate::ingest::reply::parse_time(event.get("time")?.as_str()?)
-}
-
-/// VmRSS of this process.
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * 4096)
 }
