@@ -10,7 +10,7 @@ use endpoint::EndpointPolicy;
 use ingest::line::Rules;
 use message::{Service, UnixMillis};
 
-#[path = "../../src/config.rs"]
+#[path = "../../src/config/mod.rs"]
 pub mod config;
 #[path = "../../src/endpoint.rs"]
 pub mod endpoint;
