@@ -50,7 +50,7 @@
 //!    recipient's own (`encrypt/fill.rs`), seals them (`encrypt/payload.rs`) and adds the token that is ready (`encrypt/vapid.rs`).
 //! 5. -> `deliver/mod.rs` queues it at its origin -> `deliver/http2.rs` (or `http1.rs`) posts it, and answers exactly once: with
 //!    the push service's answer or the reason why there is none.
-//! 6. -> `outcome/mod.rs` asks `outcome/verdict.rs` what that means and tells `schedule/origins.rs` how the push service fares.
+//! 6. -> `outcome/mod.rs` asks `outcome/verdict/mod.rs` what that means and tells `schedule/origins.rs` how the push service fares.
 //! 7. -> `store/writer/settle.rs` settles: one byte for the recipient, a row if it waits, an event if there is something to tell; all of
 //!    that is on disk at the next checkpoint.
 //! 8. `ingest/answer.rs` reads it from the store (`store/read.rs`) when a client asks for `status` or `events`.

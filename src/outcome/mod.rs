@@ -15,7 +15,7 @@ use crate::clock;
 use crate::encrypt::vapid::Tokens;
 use crate::message::{Answer, Answered, Blame, Ending, UnixMillis, Verdict};
 use crate::metrics;
-use crate::outcome::verdict::{CONCERN_THE_OPERATOR, Case, last_error, reason, verdict};
+use crate::outcome::verdict::{Case, concerns_the_operator, last_error, reason, verdict};
 use crate::schedule::backoff::{Bounds, retry_at};
 use crate::schedule::lane::Heard;
 use crate::schedule::origins::Table;
@@ -135,7 +135,7 @@ impl Outcome {
         let deadline = delivery.message.expires;
         let what = match verdict {
             Verdict::Ended { ending, reason } => {
-                if CONCERN_THE_OPERATOR.contains(&reason)
+                if concerns_the_operator(reason)
                     && let Some(left_out) = self.complaints.tell(reason, now)
                 {
                     tracing::warn!(
