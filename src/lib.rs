@@ -43,7 +43,7 @@
 //!
 //! 1. `ingest/mod.rs` reads a line -> `ingest/line/` parses and checks it; what passed cannot fail later for its form.
 //! 2. -> `store/commit.rs` lays out its rows -> `store/writer/take.rs` numbers it and commits it with everything else that waited, in
-//!    one synced batch -> `ingest/answer.rs` answers.
+//!    one synced batch -> `ingest/answer/mod.rs` answers.
 //! 3. The writer's news, or the next look at the lane, brings its row to `schedule/mod.rs`, which hands out a run: a row, from
 //!    where, how many at most. It never sees a body. Of a campaign it opens a stretch of serials (`store/registry/walk.rs`).
 //! 4. -> `encrypt/mod.rs`: a worker reads the row (`store/load.rs`), claims the places that are still due, fills in what is each
@@ -53,7 +53,7 @@
 //! 6. -> `outcome/mod.rs` asks `outcome/verdict/mod.rs` what that means and tells `schedule/origins.rs` how the push service fares.
 //! 7. -> `store/writer/settle.rs` settles: one byte for the recipient, a row if it waits, an event if there is something to tell; all of
 //!    that is on disk at the next checkpoint.
-//! 8. `ingest/answer.rs` reads it from the store (`store/read.rs`) when a client asks for `status` or `events`.
+//! 8. `ingest/answer/read.rs` (or `events.rs`) reads it from the store (`store/read.rs`) when a client asks for `status` or `events`.
 
 pub mod client;
 pub mod clock;
