@@ -1,5 +1,6 @@
 //! Counting without callgrind: the instructions of a child process between two stops of its own, stepped through one by one, some
-//! microseconds each. It takes any instruction that the processor knows, and a system that lets a process trace its child.
+//! microseconds each. It takes any instruction that the processor knows, and a system that lets a process trace its child. All between
+//! the stops counts, also what is `uncounted`.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,8 +49,10 @@ pub fn count(part: &Part) -> Result<Count, String> {
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
     let steps = steps(pid);
     // What it would still do is of no interest.
-    let _ = child.kill();
-    let _ = child.wait();
+    if let Ok(None) = child.try_wait() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
     match steps.map_err(|why| format!("{}: {why}", part.name))? {
         Some(steps) => Ok(Count::Instructions(steps / part.operations)),
         None => Ok(Count::Skipped("this system does not let a process trace its child".to_owned())),
@@ -59,16 +62,22 @@ pub fn count(part: &Part) -> Result<Count, String> {
 /// Waits for the first stop and steps to the second. `None` if the child may not be traced.
 fn steps(child: Pid) -> Result<Option<u64>, String> {
     let wait = || waitpid(child, None).map_err(|error| format!("waiting: {error}"));
-    match wait()? {
-        WaitStatus::Stopped(_, Signal::SIGSTOP) => {}
-        WaitStatus::Exited(_, REFUSED) => return Ok(None),
-        other => return Err(format!("no first stop, but {other:?}")),
-    }
-    for steps in 0..MOST {
-        ptrace::step(child, None).map_err(|error| format!("stepping: {error}"))?;
+    loop {
         match wait()? {
-            WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
+            WaitStatus::Stopped(_, Signal::SIGSTOP) => break,
+            // A terminal that was resized, for one.
+            WaitStatus::Stopped(_, signal) => ptrace::cont(child, signal).map_err(|error| format!("going on: {error}"))?,
+            WaitStatus::Exited(_, REFUSED) => return Ok(None),
+            other => return Err(format!("no first stop, but {other:?}")),
+        }
+    }
+    let (mut steps, mut signal) = (0, None);
+    while steps < MOST {
+        ptrace::step(child, signal.take()).map_err(|error| format!("stepping: {error}"))?;
+        match wait()? {
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => steps += 1,
             WaitStatus::Stopped(_, Signal::SIGSTOP) => return Ok(Some(steps)),
+            WaitStatus::Stopped(_, other) => signal = Some(other),
             other => return Err(format!("no second stop, but {other:?}")),
         }
     }

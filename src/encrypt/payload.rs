@@ -19,7 +19,7 @@ use http::HeaderValue;
 use p256::elliptic_curve::Generate;
 use p256::elliptic_curve::sec1::ToSec1Point;
 use sha2::Sha256;
-use zeroize::Zeroizing;
+use zeroize::{Zeroizing, zeroize_stack};
 
 use crate::encrypt::batch::{Agreed, Batch, LANES};
 use crate::limits::PAYLOAD_MAX;
@@ -204,6 +204,16 @@ impl Sealer {
         pair: impl FnMut() -> Option<Pair>,
         out: &mut Vec<Result<Body, SealError>>,
     ) {
+        wiping_stack(|| self.seal_slice(slice, ahead, pair, out));
+    }
+
+    fn seal_slice<'a>(
+        &mut self,
+        slice: &[Plain<'a>],
+        ahead: &mut Vec<Option<Agreed>>,
+        pair: impl FnMut() -> Option<Pair>,
+        out: &mut Vec<Result<Body, SealError>>,
+    ) {
         ahead.resize_with(slice.len(), || None);
         // One call for the salts of the slice: its price (0.65 us) does not depend on the length.
         self.salts.resize(slice.len() * 16, 0);
@@ -224,10 +234,23 @@ impl Sealer {
             });
             out.push(agreed.map(|agreed| encrypt(plain, agreed, salt)));
         }
-        // They are wiped where they lie; moved out, they would leave copies behind.
+        // Wiped where they lie.
         self.agreed.clear();
         ahead.clear();
     }
+}
+
+/// Does `work` and wipes what it left on the stack: what is returned by value, such as an ECDH secret, is moved, and leaves copies
+/// behind.
+#[inline(never)]
+pub fn wiping_stack(work: impl FnOnce()) {
+    // Frames of its own, so that they lie below this one's, where the wiping begins.
+    #[inline(never)]
+    fn below(work: impl FnOnce()) {
+        work();
+    }
+    below(work);
+    zeroize_stack::<{ 16 * 1024 }>();
 }
 
 /// The length to which a payload of `payload_len` bytes is padded, for [`Plain::pad_to`]: the next multiple of `multiple`

@@ -14,8 +14,8 @@ use crate::message::{Answer, Blame, Rank, UnixMillis};
 pub const WINDOW_START: usize = 32;
 /// What a window of good answers adds once there has been trouble.
 pub const WINDOW_STEP: usize = 8;
-/// Places that are handed out together at least, where the window is large enough: deliveries that are read and sealed together
-/// cost less, and answers come one by one.
+/// Places that are handed out together where the window is large enough, unless they had to wait too long for each other: deliveries
+/// that are read and sealed together cost less, and answers come one by one.
 const TOGETHER: usize = 64;
 /// ... and the share of the window that this is at most.
 const TOGETHER_SHARE: usize = 8;
@@ -100,6 +100,15 @@ enum State {
     Probing { since: UnixMillis, delay: u64 },
 }
 
+/// What may be handed out now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// So many at most.
+    pub free: usize,
+    /// That is enough to be handed out at once. Fewer should wait a moment for more.
+    pub enough: bool,
+}
+
 /// What an operator is shown of an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
@@ -150,12 +159,12 @@ impl Health {
         }
     }
 
-    /// As [`Health::may_send`], but of normal rank none until enough are free for a batch.
-    pub fn may_send_together(&self, now: UnixMillis, capacity: usize, rank: Rank) -> usize {
+    /// [`Health::may_send`], and whether it is enough: of normal rank for a batch.
+    pub fn room(&self, now: UnixMillis, capacity: usize, rank: Rank) -> Room {
         let free = self.may_send(now, capacity, rank);
         match self.state {
-            State::Open { window, .. } if rank == Rank::Normal => together(free, window.min(capacity)),
-            _ => free,
+            State::Open { window, .. } if rank == Rank::Normal => Room::of(free, window.min(capacity)),
+            _ => Room { free, enough: free > 0 },
         }
     }
 
@@ -310,10 +319,11 @@ impl Health {
     }
 }
 
-/// The places of a window of `limit` that are handed out now, of so many that are `free`: none until enough are for a batch. It
-/// cannot stay so, for fewer than a batch are free only while others are in flight, whose return is heard of.
-pub(super) fn together(free: usize, limit: usize) -> usize {
-    if free < (limit / TOGETHER_SHARE).min(TOGETHER) { 0 } else { free }
+impl Room {
+    /// So many free ones in a window of `limit`.
+    pub(super) fn of(free: usize, limit: usize) -> Room {
+        Room { free, enough: free >= (limit / TOGETHER_SHARE).clamp(1, TOGETHER) }
+    }
 }
 
 /// The window after trouble: half of what was in use. Little use halves the start window instead, so that a 5xx on a quiet day
@@ -436,28 +446,27 @@ mod tests {
     }
 
     #[test]
-    fn places_of_normal_rank_are_handed_out_for_a_batch_or_not_at_all() {
+    fn for_the_normal_rank_a_batch_is_enough() {
         let mut health = Health::new();
         health.state = State::Open { window: 1_024, good: 0, recovering: 0 };
-        let normal = |health: &Health| health.may_send_together(NOW, PLENTY, Rank::Normal);
+        let room = |health: &Health, rank| health.room(NOW, PLENTY, rank);
         let all = health.may_send(NOW, PLENTY, Rank::Normal);
-        assert_eq!(normal(&health), all);
+        assert_eq!(room(&health, Rank::Normal), Room { free: all, enough: true });
         health.sent(NOW, all - TOGETHER + 1);
-        assert_eq!(health.may_send(NOW, PLENTY, Rank::Normal), TOGETHER - 1);
-        assert_eq!(normal(&health), 0, "one too few");
-        assert!(health.may_send_together(NOW, PLENTY, Rank::High) >= TOGETHER, "an urgent one does not wait for company");
+        assert_eq!(room(&health, Rank::Normal), Room { free: TOGETHER - 1, enough: false });
+        assert!(room(&health, Rank::High).enough, "an urgent one does not wait for company");
         health.answered(NOW, Heard::Answer, None);
-        assert_eq!(normal(&health), TOGETHER);
+        assert_eq!(room(&health, Rank::Normal), Room { free: TOGETHER, enough: true });
     }
 
     proptest! {
         #[test]
-        fn waiting_for_a_batch_never_wedges(window in 1usize..2_000, capacity in 1usize..2_000, in_flight in 0usize..2_000) {
+        fn nothing_waits_for_what_cannot_come(window in 1usize..2_000, capacity in 1usize..2_000, in_flight in 0usize..2_000) {
             let mut health = Health::new();
             health.state = State::Open { window, good: 0, recovering: 0 };
             health.in_flight = in_flight;
-            let (one, together) = (health.may_send(NOW, capacity, Rank::Normal), health.may_send_together(NOW, capacity, Rank::Normal));
-            prop_assert!(together == one || together == 0 && in_flight > 0, "{together} of {one} places, {in_flight} in flight");
+            let room = health.room(NOW, capacity, Rank::Normal);
+            prop_assert!(room.enough || room.free == 0 || in_flight > 0, "{room:?}, {in_flight} in flight");
         }
     }
 

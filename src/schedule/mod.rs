@@ -17,6 +17,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use crate::message::{BatchId, Ending, Lane, Origin, Rank, Service, UnixMillis, Urgency};
+use crate::schedule::lane::Room;
 use crate::schedule::origins::Table;
 use crate::schedule::pace::Pace;
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
@@ -29,6 +30,9 @@ use crate::store::{Origins, ReadError, Store, family, list_state};
 pub const RUN_MAX: u16 = 64;
 /// Rows of a lane, or rows of `due`, that are kept in memory at most.
 const ROWS: usize = 256;
+/// How long free places wait for others, so that deliveries are read and sealed together. It is what a message waits longer for a push
+/// service that answers slowly, and short beside what such an answer takes.
+const HELD_MILLIS: u64 = 10;
 
 /// What a worker is to do: read these, claim them, seal them.
 pub struct Run {
@@ -82,6 +86,8 @@ pub struct Schedule {
     deadlines: BTreeSet<(UnixMillis, ListKey)>,
     beginnings: BTreeSet<(UnixMillis, ListKey)>,
     first_service: usize,
+    /// Until when a service's few free places wait for more.
+    held: HashMap<Service, UnixMillis>,
 }
 
 /// What of a lane is in memory.
@@ -168,6 +174,7 @@ impl Schedule {
             deadlines: BTreeSet::new(),
             beginnings: BTreeSet::new(),
             first_service: 0,
+            held: HashMap::new(),
         };
         for (key, list) in store.lists.all() {
             schedule.know_list(key, list);
@@ -425,18 +432,22 @@ impl Schedule {
                 // A worker that takes a run rings.
                 continue;
             }
-            let allowed = match &origin {
-                Some(origin) => self.origins.may_send(origin, now, rank),
-                None => self.origins.service_may_send(service, rank),
+            let Room { free, enough } = match &origin {
+                Some(origin) => self.origins.room(origin, now, rank),
+                None => self.origins.service_room(service, rank),
             };
-            if allowed == 0 {
+            if free == 0 {
                 if closed && self.has_work(lane, now) {
                     wake.maybe(origin.as_ref().and_then(|origin| self.origins.next_wake(origin)));
                 }
                 continue;
             }
-            let most = if closed { 1 } else { u16::try_from(allowed).unwrap_or(RUN_MAX).min(RUN_MAX) };
+            if !enough && self.holds(lane, now, wake) {
+                continue;
+            }
+            let most = if closed { 1 } else { u16::try_from(free).unwrap_or(RUN_MAX).min(RUN_MAX) };
             if let Some(mut run) = self.pick(lane, most, now, wake) {
+                self.held.remove(&service);
                 run.origin = origin.clone();
                 self.origins.handed_out(service, origin.as_ref(), now, usize::from(run.most));
                 if let Err(refused) = self.queues.of(rank).try_send(run) {
@@ -451,7 +462,21 @@ impl Schedule {
         false
     }
 
-    /// Whether a lane has anything that a probe could take. What is not known to be empty counts as work.
+    /// Whether a lane with something to send leaves few free places to wait for more: [`HELD_MILLIS`] from when it first could.
+    fn holds(&mut self, lane: Lane, now: UnixMillis, wake: &mut Wake) -> bool {
+        if !self.has_work(lane, now) {
+            return false;
+        }
+        let until = *self.held.entry(lane.service).or_insert(now.plus(HELD_MILLIS));
+        // A clock that was put back is no reason to wait for the old time to come round again.
+        let holds = now < until && until <= now.plus(HELD_MILLIS);
+        if holds {
+            wake.at(until);
+        }
+        holds
+    }
+
+    /// Whether a lane has anything that could be sent. What is not known to be empty counts as work.
     fn has_work(&self, lane: Lane, now: UnixMillis) -> bool {
         self.lanes.get(&lane).is_some_and(|state| {
             !state.singles.ready.is_empty()
@@ -825,6 +850,22 @@ mod tests {
         assert!(played.step(NOW).is_empty());
         played.answer(NOW, 29, Heard::Answer);
         assert!(!played.step(NOW).is_empty());
+    }
+
+    #[test]
+    fn few_places_wait_a_moment_for_more() {
+        let mut played = played(&[(Urgency::Normal, 1, 200)]);
+        played.step(NOW);
+        played.answer(NOW, 2, Heard::Answer);
+        assert_eq!(played.schedule.step(NOW), Some(NOW.plus(HELD_MILLIS)), "it comes back by itself");
+        assert!(played.step(NOW.plus(HELD_MILLIS - 1)).is_empty());
+        // Nothing else is ever heard.
+        assert_eq!(played.step(NOW.plus(HELD_MILLIS)), [(1, 2)]);
+        played.answer(NOW, 2, Heard::Answer);
+        let later = NOW.plus(60_000);
+        assert!(played.step(later).is_empty(), "they wait anew");
+        played.answer(NOW, 2, Heard::Answer);
+        assert_eq!(played.step(later), [(1, 4)], "four are enough of a window of 32");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use crate::message::{Origin, Rank, Service, UnixMillis};
-use crate::schedule::lane::{Health, Heard, Shown, together};
+use crate::schedule::lane::{Health, Heard, Room, Shown};
 use crate::store::live::lock;
 
 /// Deliveries that a service with several origins has in the pipeline at most; a tenth is kept for urgent ones.
@@ -54,13 +54,13 @@ impl Table {
         Table { origins: Mutex::default(), capacity: Box::new(capacity), most }
     }
 
-    /// How many more may be handed out to a service that has this one origin; of normal rank, enough for a batch or none.
-    pub fn may_send(&self, origin: &Origin, now: UnixMillis, rank: Rank) -> usize {
+    /// How many more may be handed out to a service that has this one origin.
+    pub fn room(&self, origin: &Origin, now: UnixMillis, rank: Rank) -> Room {
         let capacity = self.capacity(origin);
         let state = lock(&self.origins);
         match state.origins.get(origin) {
-            Some(entry) => entry.health.may_send_together(now, capacity, rank),
-            None => Health::new().may_send_together(now, capacity, rank),
+            Some(entry) => entry.health.room(now, capacity, rank),
+            None => Health::new().room(now, capacity, rank),
         }
     }
 
@@ -84,12 +84,12 @@ impl Table {
         lock(&self.origins).origins.get(origin).map_or(now, |entry| entry.health.comes_again(now))
     }
 
-    /// How many more may be handed out to a service with several origins; of normal rank, enough for a batch or none.
-    pub fn service_may_send(&self, service: Service, rank: Rank) -> usize {
+    /// How many more may be handed out to a service with several origins.
+    pub fn service_room(&self, service: Service, rank: Rank) -> Room {
         let sent = lock(&self.origins).services.get(&service).copied().unwrap_or(0);
         match rank {
-            Rank::High => SERVICE_WINDOW.saturating_sub(sent),
-            Rank::Normal => together((SERVICE_WINDOW - SERVICE_WINDOW / 10).saturating_sub(sent), SERVICE_WINDOW),
+            Rank::High => Room::of(SERVICE_WINDOW.saturating_sub(sent), 1),
+            Rank::Normal => Room::of((SERVICE_WINDOW - SERVICE_WINDOW / 10).saturating_sub(sent), SERVICE_WINDOW),
         }
     }
 
@@ -225,7 +225,7 @@ mod tests {
             assert!(gone < 100_000);
         }
         let fast = Origin(Arc::from("https://fast.example.net"));
-        assert!(table.service_may_send(service, Rank::Normal) > SERVICE_WINDOW / 4);
+        assert!(table.service_room(service, Rank::Normal).free > SERVICE_WINDOW / 4);
         assert_eq!(table.admit(service, &fast, NOW, Rank::Normal), Admit::Go);
     }
 
@@ -263,6 +263,6 @@ mod tests {
         table.answered(Service::WNS, &origin, NOW, Some(Heard::Condemned { not_before: Some(NOW.plus(60_000)) }), None);
         assert!(!table.is_open(&origin));
         assert_eq!(table.admit(Service::WNS, &origin, NOW, Rank::High), Admit::Wait(NOW.plus(60_000)));
-        assert_eq!(table.may_send(&origin, NOW.plus(60_000), Rank::Normal), 1);
+        assert_eq!(table.room(&origin, NOW.plus(60_000), Rank::Normal).free, 1);
     }
 }

@@ -277,6 +277,15 @@ impl Batches {
         lock(&self.map).get(id).cloned()
     }
 
+    /// The batch from memory, or as `load` reads it, without keeping it: only for looking, as others may have or get another one.
+    pub fn peek<E>(&self, id: BatchId, load: impl FnOnce() -> Result<Loaded, E>) -> Result<Arc<Batch>, E> {
+        if let Some(batch) = self.get(&id) {
+            return Ok(batch);
+        }
+        let (bytes, shape) = load()?;
+        Ok(Arc::new(Batch { shape, ..Batch::new(id, bytes, None, None) }))
+    }
+
     /// The batch, from memory or with the bytes (and, of a stretch, the shape) that `load` reads. Two that load at once get the same.
     pub fn get_or_load<E>(&self, id: BatchId, load: impl Fn() -> Result<Loaded, E>) -> Result<Arc<Batch>, E> {
         #[cfg(test)]

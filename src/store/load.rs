@@ -24,23 +24,23 @@ pub enum DueClaim {
 impl Store {
     /// A batch of `count` recipients whose row is known to exist.
     pub fn batch(&self, id: BatchId, count: u16) -> Result<Arc<Batch>, ReadError> {
-        self.batches.get_or_load(id, || {
-            let stored = self.reader()?.value(family::OUTCOME, key::batch_key(&id))?;
-            Ok(match stored {
-                None => (vec![0; usize::from(count)], None),
-                Some(row) => self.stored_outcomes(&id, row),
-            })
-        })
+        self.batches.get_or_load(id, || self.load(&id, usize::from(count), None))
     }
 
     /// The batch of a stretch.
     pub fn stretch(&self, id: BatchId, shape: &Arc<Shape>) -> Result<Arc<Batch>, ReadError> {
-        self.batches.get_or_load(id, || {
-            let stored = self.reader()?.value(family::OUTCOME, key::batch_key(&id))?;
-            Ok(match stored {
-                None => (vec![0; shape.len()], Some(shape.clone())),
-                Some(row) => self.stored_outcomes(&id, row),
-            })
+        self.batches.get_or_load(id, || self.load(&id, shape.len(), Some(shape)))
+    }
+
+    /// Those places of a batch, of a stretch if it has a shape, that wait at the moment. It does not get into memory by that.
+    pub fn waiting(&self, id: BatchId, count: usize, shape: Option<&Arc<Shape>>) -> Result<Vec<u16>, ReadError> {
+        Ok(self.batches.peek(id, || self.load(&id, count, shape))?.waiting())
+    }
+
+    fn load(&self, id: &BatchId, count: usize, shape: Option<&Arc<Shape>>) -> Result<live::Loaded, ReadError> {
+        Ok(match self.reader()?.value(family::OUTCOME, key::batch_key(id))? {
+            None => (vec![0; count], shape.cloned()),
+            Some(row) => self.stored_outcomes(id, row),
         })
     }
 

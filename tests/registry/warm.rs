@@ -99,6 +99,7 @@ fn a_list_and_a_scheduled_message_are_warm_too() {
     let raw: Vec<Value> = browsers.iter().map(|browser| browser.json()).collect();
     let list = send(&mut client, json!({"subscriptions": raw}), json!({"paused": true}));
     become_equal(600, || secrets(&daemon));
+    become_equal(0, || daemon.metric("fanfare_batches").expect("metrics") as u64);
     let registered = mock.subscribe(0, 200);
     subscribe_all(&mut client, &registered, |_| json!({}));
     let scheduled = send(&mut client, all(), json!({"at": in_seconds(10.0)}));
@@ -181,6 +182,44 @@ fn the_bound_is_kept_also_a_new_one_and_the_nearest_goes_first() {
     assert_eq!(status(&mut client, &sooner)["state"], "scheduled");
     no_rule_is_broken(&mock);
     assert_eq!(hits(&daemon), 0);
+}
+
+#[test]
+fn what_is_due_goes_before_what_is_paused() {
+    let (mock, daemon) = start(|config| config.set("encrypt.warm_memory", 1));
+    let mut client = daemon.client();
+    for origin in [0, 1] {
+        let (browsers, tag) = (mock.subscribe(origin, 4_000), json!({"tags": [format!("t{origin}")]}));
+        subscribe_all(&mut client, &browsers, |_| tag.clone());
+    }
+    let tagged = |tag: &str| json!({"segment": {"tags": {"any": [tag]}}});
+    // A draft may lie for weeks.
+    let draft = send(&mut client, tagged("t0"), json!({"paused": true}));
+    become_equal(4_000, || secrets(&daemon));
+    send(&mut client, tagged("t1"), json!({"at": in_seconds(3_600.0)}));
+    assert!(wait(PATIENCE, || secrets(&daemon) > 4_000));
+    std::thread::sleep(Duration::from_secs(3));
+    let both = secrets(&daemon);
+    client.ok(&json!({"op": "resume", "message_id": draft}));
+    assert_eq!(number(&wait_ended(&mut client, &draft), "accepted"), 4_000);
+    become_equal(both - 4_000, || hits(&daemon));
+    become_equal(4_000, || secrets(&daemon));
+    no_rule_is_broken(&mock);
+}
+
+#[test]
+fn displaced_lists_keep_no_memory() {
+    let (mock, daemon) = start(|config| config.set("encrypt.warm_memory", 1));
+    let mut client = daemon.client();
+    subscribe_all(&mut client, &mock.subscribe(0, 5_500), |_| json!({}));
+    send(&mut client, all(), json!({"at": in_seconds(3_600.0)}));
+    assert!(wait(PATIENCE, || secrets(&daemon) > 4_000));
+    for sooner in 1..8u32 {
+        send(&mut client, all(), json!({"at": in_seconds(3_600.0 - 60.0 * f64::from(sooner))}));
+        std::thread::sleep(Duration::from_millis(1_500));
+    }
+    assert!(wait(PATIENCE, || secrets(&daemon) > 4_000), "{} in {}", secrets(&daemon), bytes(&daemon));
+    assert!(bytes(&daemon) <= 1 << 20);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::encrypt::batch::Agreed;
-use crate::encrypt::payload::{Agreement, Pair};
+use crate::encrypt::payload::{Agreement, Pair, wiping_stack};
 use crate::encrypt::warm::plan::{Plan, Turn};
 use crate::message::{Delivery, Recipient, UnixMillis};
 use crate::store::Store;
@@ -87,10 +87,15 @@ pub struct Usage {
 /// The secrets of one list.
 struct Stock {
     held: Arc<Held>,
-    /// Places that its maps have had to have: they do not shrink when secrets are taken out.
-    made: AtomicUsize,
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Default)]
+struct Shard {
     /// By a keyed hash of the recipient's public key and `auth`. No second one under a hash: that would be the same browser twice.
-    shards: [Mutex<HashMap<u64, Box<Secret>>>; SHARDS],
+    secrets: HashMap<u64, Box<Secret>>,
+    /// As many as it has ever had at once, which is what it has memory for: it does not shrink when secrets are taken out.
+    places: usize,
 }
 
 /// An agreement with one browser. Public keys without the byte that all of them begin with.
@@ -144,10 +149,12 @@ impl Warm {
         if stocks.is_empty() {
             return;
         }
-        taken.extend(slice.map(|delivery| {
-            let stock = stocks.get(&ListKey::of_batch(&delivery.id.batch)?)?;
-            stock.take(&self.browser(&delivery.recipient))
-        }));
+        wiping_stack(|| {
+            taken.extend(slice.map(|delivery| {
+                let stock = stocks.get(&ListKey::of_batch(&delivery.id.batch)?)?;
+                stock.take(&self.browser(&delivery.recipient))
+            }))
+        });
         let used = taken.iter().flatten().count();
         self.secrets_used.fetch_add(used as u64, Ordering::Relaxed);
     }
@@ -222,13 +229,15 @@ impl Warm {
     fn make(&self, stock: &Stock, browsers: &[Browser], agreement: Agreement) {
         let theirs: Vec<&[u8; 65]> = browsers.iter().map(|browser| &browser.p256dh).collect();
         let mut agreed = Vec::with_capacity(theirs.len());
-        agreement.agree(&theirs, || self.take_pair_unused(), &mut agreed);
-        for (browser, agreed) in browsers.iter().zip(&agreed) {
-            // A key that is no point of the curve is met again, and told, when the message is sealed.
-            if !agreed.as_ref().is_ok_and(|agreed| stock.keep(browser, agreed)) {
-                self.held.give_back(SECRET_BYTES + PLACE_BYTES);
+        wiping_stack(|| {
+            agreement.agree(&theirs, || self.take_pair_unused(), &mut agreed);
+            for (browser, agreed) in browsers.iter().zip(&agreed) {
+                // A key that is no point of the curve is met again, and told, when the message is sealed.
+                if !agreed.as_ref().is_ok_and(|agreed| stock.keep(browser, agreed)) {
+                    self.held.give_back(SECRET_BYTES + PLACE_BYTES);
+                }
             }
-        }
+        });
     }
 
     /// As [`Warm::take_pair`], for what is made ahead itself: no message has been served.
@@ -255,7 +264,7 @@ impl Warm {
             return None;
         }
         Some(known.unwrap_or_else(|| {
-            let stock = Arc::new(Stock { held: self.held.clone(), made: 0.into(), shards: Default::default() });
+            let stock = Arc::new(Stock { held: self.held.clone(), shards: Default::default() });
             self.stocks.write().unwrap_or_else(PoisonError::into_inner).insert(list, stock.clone());
             stock
         }))
@@ -285,25 +294,29 @@ impl Held {
 }
 
 impl Stock {
-    fn shard(&self, hash: u64) -> &Mutex<HashMap<u64, Box<Secret>>> {
+    fn shard(&self, hash: u64) -> &Mutex<Shard> {
         &self.shards[hash as usize % SHARDS]
     }
 
     fn has(&self, browser: &Browser) -> bool {
-        lock(self.shard(browser.hash)).contains_key(&browser.hash)
+        lock(self.shard(browser.hash)).secrets.contains_key(&browser.hash)
     }
 
     /// Keeps an agreement whose memory is reserved; false: there is one.
     fn keep(&self, browser: &Browser, agreed: &Agreed) -> bool {
         let mut shard = lock(self.shard(browser.hash));
-        let Entry::Vacant(place) = shard.entry(browser.hash) else { return false };
+        let Entry::Vacant(place) = shard.secrets.entry(browser.hash) else { return false };
         let after_first = |point: &[u8; 65]| *point[1..].first_chunk().expect("64 of 65 bytes");
         place.insert(Box::new(Secret {
             theirs: after_first(&browser.p256dh),
             ours: after_first(&agreed.as_public),
             secret: agreed.secret.clone(),
         }));
-        self.made.fetch_add(1, Ordering::Relaxed);
+        if shard.secrets.len() > shard.places {
+            shard.places = shard.secrets.len();
+        } else {
+            self.held.give_back(PLACE_BYTES);
+        }
         self.held.secrets.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -312,7 +325,7 @@ impl Stock {
     fn take(&self, browser: &Browser) -> Option<Agreed> {
         let found = {
             let mut shard = lock(self.shard(browser.hash));
-            match shard.entry(browser.hash) {
+            match shard.secrets.entry(browser.hash) {
                 Entry::Occupied(found) if browser.p256dh[0] == 4 && found.get().theirs[..] == browser.p256dh[1..] => {
                     found.remove()
                 }
@@ -329,16 +342,23 @@ impl Stock {
     fn wipe(&self, most: usize) -> bool {
         let mut wiped = 0;
         for shard in &self.shards {
-            wiped += lock(shard).extract_if(|_, _| true).take(most - wiped).count();
+            wiped += lock(shard).secrets.extract_if(|_, _| true).take(most - wiped).count();
         }
         self.gone(wiped);
         wiped > 0
     }
 
+    fn is_empty(&self) -> bool {
+        self.shards.iter().all(|shard| lock(shard).secrets.is_empty())
+    }
+
     /// The memory that it takes.
     fn bytes(&self) -> usize {
-        let secrets: usize = self.shards.iter().map(|shard| lock(shard).len()).sum();
-        STOCK_BYTES + self.made.load(Ordering::Relaxed) * PLACE_BYTES + secrets * SECRET_BYTES
+        let of = |shard: &Mutex<Shard>| {
+            let shard = lock(shard);
+            shard.places * PLACE_BYTES + shard.secrets.len() * SECRET_BYTES
+        };
+        STOCK_BYTES + self.shards.iter().map(of).sum::<usize>()
     }
 
     fn gone(&self, secrets: usize) {
@@ -350,14 +370,20 @@ impl Stock {
 impl Drop for Stock {
     fn drop(&mut self) {
         self.held.give_back(self.bytes());
-        let left = self.shards.iter().map(|shard| lock(shard).len()).sum();
+        let left = self.shards.iter().map(|shard| lock(shard).secrets.len()).sum();
         self.held.secrets.fetch_sub(left, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use p256::elliptic_curve::sec1::ToSec1Point;
+
     use super::*;
+    use crate::encrypt::payload::{Plain, Sealer};
+    use crate::message::Encoding;
 
     const LIST: ListKey = ListKey { commit: 1, place: 0 };
 
@@ -425,6 +451,97 @@ mod tests {
         assert_eq!((0..).take_while(|_| warm.take_pair().is_some()).count(), 3);
         assert_eq!((warm.usage().bytes, warm.usage().pairs_used), (0, 4));
         assert!(!Warm::new(0).make_pair());
+    }
+
+    #[test]
+    fn a_place_is_counted_once() {
+        let warm = Warm::new(100_000);
+        let fill = |from: u64| (from..).take_while(|number| keep(&warm, LIST, *number)).count() as u64;
+        let most = fill(0);
+        let full = warm.usage();
+        for round in 1..10 {
+            let stock = warm.stock(LIST).unwrap();
+            let from = 1_000_000 * (round - 1);
+            (from..from + most).for_each(|number| drop(stock.take(&one(number).0)));
+            assert!(stock.is_empty());
+            // The hashes are others, and spread over the maps in another way.
+            let again = fill(1_000_000 * round);
+            assert!(again + 64 > most && again <= most, "{again} where there were {most}");
+            (again..most).for_each(|number| assert!(!keep(&warm, LIST, 1_000_000 * round + number)));
+            assert!(warm.usage().bytes <= full.bytes);
+        }
+    }
+
+    /// The calling thread's stack, to be looked at also where nothing lies any more.
+    struct Stack {
+        memory: std::fs::File,
+        from: u64,
+        bytes: Vec<u8>,
+    }
+
+    impl Stack {
+        fn find() -> Stack {
+            let local = 0u8;
+            let here = (&raw const local).addr();
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let mut ranges = maps.lines().map(|line| {
+                let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+                usize::from_str_radix(from, 16).unwrap()..usize::from_str_radix(to, 16).unwrap()
+            });
+            let range = ranges.find(|range| range.contains(&here)).unwrap();
+            let memory = std::fs::File::open("/proc/self/mem").unwrap();
+            Stack { memory, from: range.start as u64, bytes: vec![0; range.len()] }
+        }
+
+        /// One system call, so that little is overwritten by looking.
+        #[inline(never)]
+        fn look(&mut self) {
+            assert_eq!(self.memory.read_at(&mut self.bytes, self.from).ok(), Some(self.bytes.len()));
+        }
+    }
+
+    #[test]
+    fn no_secret_stays_on_the_stack() {
+        let private = p256::SecretKey::from_slice(&[0x37; 32]).unwrap();
+        let p256dh: [u8; 65] = private.public_key().to_sec1_point(false).as_bytes().try_into().unwrap();
+        let auth = [7; 16];
+        let play = move |agreement: Agreement, made_ahead: bool| {
+            let (warm, mut sealer) = (Warm::new(1 << 20), Sealer::new(agreement));
+            let plain = || Plain { p256dh: &p256dh, auth: &auth, encoding: Encoding::Aes128gcm, payload: b"news", pad_to: 0 };
+            let slice: [Plain<'_>; 8] = std::array::from_fn(|_| plain());
+            let (mut ahead, mut out) = (Vec::with_capacity(8), Vec::with_capacity(8));
+            let mut looks = [Stack::find(), Stack::find()];
+            if made_ahead {
+                let browsers: [Browser; 8] = std::array::from_fn(|hash| Browser { hash: hash as u64, p256dh });
+                let stock = warm.reserve(LIST, 8).unwrap();
+                warm.make(&stock, &browsers, agreement);
+                looks[0].look();
+                wiping_stack(|| ahead.extend(browsers.iter().map(|browser| stock.take(browser))));
+                assert!(ahead.iter().all(Option::is_some));
+            }
+            sealer.seal_ahead(&slice, &mut ahead, || warm.take_pair(), &mut out);
+            looks[1].look();
+            for body in out {
+                // RFC 8188 section 2.1: salt, record size, and behind a length the sender's public key.
+                let ours = p256::PublicKey::from_sec1_bytes(&body.unwrap().bytes[21..86]).unwrap();
+                let secret = private.diffie_hellman(&ours);
+                for look in &looks {
+                    let found = look.bytes.windows(32).filter(|bytes| bytes == &&secret.raw_secret_bytes()[..]).count();
+                    assert_eq!(found, 0, "{agreement}, made ahead: {made_ahead}");
+                }
+            }
+        };
+        for agreement in [Agreement::fastest(), Agreement::AwsLc] {
+            for made_ahead in [false, true] {
+                let play = play.clone();
+                std::thread::Builder::new()
+                    .stack_size(256 * 1024)
+                    .spawn(move || play(agreement, made_ahead))
+                    .unwrap()
+                    .join()
+                    .unwrap();
+            }
+        }
     }
 
     /// What the process really grows by.

@@ -1,5 +1,5 @@
-//! Whose secrets are made next: of the lists and campaigns that are paused or wait for their `at`, those with the nearest `at` first,
-//! and of each its first recipients, in the order in which it is going to walk, its services in turn.
+//! Whose secrets are made next: of the lists and campaigns that wait for their `at` those with the nearest first, then those that are
+//! paused, and of each its first recipients, in the order in which it is going to walk, its services in turn.
 //!
 //! It reads a few recipients at a time, and judges them as the worker does that is going to send; whoever has changed by then is
 //! judged anew, and costs what he would have cost anyway.
@@ -16,13 +16,14 @@ use crate::store::live::{List, ListKey, ListState};
 use crate::store::registry::walk::{Path, Shape};
 use crate::store::{ReadError, Store, family, list_state, record};
 
-/// Recipients that are read in one step.
+/// Recipients that are read in one step: of rows that lie side by side, and of those that have to be looked up singly.
 const READ: usize = 64;
+const READ_SINGLY: usize = 8;
 /// Secrets of a later list that are wiped in one step, to make room for those of an earlier one.
 const WIPE: usize = 256;
 
-/// The nearest first.
-type Place = (UnixMillis, ListKey);
+/// The nearest first; behind them, as 1, what is paused and may be resumed at any time or never.
+type Place = (u8, UnixMillis, ListKey);
 
 /// The lists that wait, and what was made for them.
 #[derive(Default)]
@@ -87,7 +88,7 @@ impl Plan {
         };
         let count = together.min(next.browsers.len());
         let of = next.of;
-        match warm.reserve(of.1, count) {
+        match warm.reserve(of.2, count) {
             Some(stock) => Turn::Make(stock, next.browsers.drain(..count).collect()),
             None if self.make_room(warm, of) => Turn::Again,
             None => Turn::Nothing,
@@ -101,19 +102,19 @@ impl Plan {
             aim.done = true;
             return Ok(true);
         };
-        if let Some(stock) = warm.stock(of.1) {
+        if let Some(stock) = warm.stock(of.2) {
             browsers.retain(|browser| !stock.has(browser));
         }
         self.next = Some(Next { of: *of, browsers });
         Ok(true)
     }
 
-    /// Wipes some secrets of the last list behind this one; false: there are none.
+    /// Wipes some secrets of the last list behind this one, and when they are gone its maps; false: there is nothing.
     fn make_room(&mut self, warm: &Warm, of: Place) -> bool {
         self.aims.iter_mut().rev().take_while(|(place, _)| **place > of).any(|(place, aim)| {
-            let wiped = warm.stock(place.1).is_some_and(|stock| stock.wipe(WIPE));
-            aim.trimmed |= wiped;
-            wiped
+            let Some(stock) = warm.stock(place.2) else { return false };
+            aim.trimmed = true;
+            stock.wipe(WIPE) || warm.forget(place.2).is_some()
         })
     }
 
@@ -121,7 +122,7 @@ impl Plan {
     pub(super) fn look(&mut self, warm: &Warm, store: &Store, now: UnixMillis) -> Vec<Arc<Stock>> {
         let mut unneeded = Vec::new();
         let off = warm.held.bound() == 0;
-        self.aims.retain(|(_, key), _| {
+        self.aims.retain(|(.., key), _| {
             let stays = !off && store.lists.get(*key).is_some_and(|list| list_state(&list).over.is_none());
             if !stays {
                 unneeded.extend(warm.forget(*key));
@@ -130,7 +131,7 @@ impl Plan {
         });
         // The bound was lowered.
         let mut beyond = warm.usage().bytes.saturating_sub(warm.held.bound());
-        for ((_, key), aim) in self.aims.iter_mut().rev() {
+        for ((.., key), aim) in self.aims.iter_mut().rev() {
             if beyond == 0 {
                 break;
             }
@@ -148,9 +149,19 @@ impl Plan {
                 self.look_at(key, list, &last, room, store, now);
             }
         }
+        for ((.., key), aim) in &self.aims {
+            // It is being sent, and has used them up: what is left of it may take long.
+            if !aim.waits && warm.stock(*key).is_some_and(|stock| stock.is_empty()) {
+                unneeded.extend(warm.forget(*key));
+            }
+        }
+        let first = self.aims.iter().find(|(_, aim)| aim.waits && !aim.done).map(|(place, _)| *place);
+        // Only one list at a time has recipients in memory.
+        for (_, aim) in self.aims.iter_mut().filter(|(place, _)| Some(**place) != first) {
+            aim.ways.iter_mut().for_each(Way::put_back);
+        }
         if let Some(next) = &self.next {
-            let first = self.aims.iter().find(|(_, aim)| aim.waits && !aim.done).map(|(place, _)| place);
-            let earlier = first.is_some_and(|first| *first < next.of);
+            let earlier = first.is_some_and(|first| first < next.of);
             match self.aims.get_mut(&next.of) {
                 Some(aim) if earlier && !next.browsers.is_empty() => aim.trimmed = true,
                 Some(aim) if aim.waits => return unneeded,
@@ -164,9 +175,13 @@ impl Plan {
     fn look_at(&mut self, key: ListKey, list: Arc<List>, last: &[(Service, u64)], room: bool, store: &Store, now: UnixMillis) {
         let message = &list.message;
         let held = store.rules.load().pauses(message.id, &message.app, message.label.as_ref());
-        let place = (message.at, key);
         let state = list_state(&list);
         let waits = state.over.is_none() && (held || state.paused || message.at > now);
+        let behind = waits && message.at <= now;
+        let place = (u8::from(behind), message.at, key);
+        if let Some(aim) = self.aims.remove(&(u8::from(!behind), message.at, key)) {
+            self.aims.insert(place, aim);
+        }
         if !waits && !self.aims.contains_key(&place) {
             return;
         }
@@ -178,6 +193,10 @@ impl Plan {
         aim.waits = waits;
         if waits {
             aim.extend(&state, last);
+        } else {
+            // What it has read is of no more use.
+            aim.ways.clear();
+            aim.path = None;
         }
     }
 }
@@ -248,12 +267,20 @@ impl Way {
         Way { service, next, until: 0, open, shape: None, places, chunk }
     }
 
+    /// Of a list: reads the chunk in work again when its turn comes back. Who has a secret by then is passed over.
+    fn put_back(&mut self) {
+        if !self.chunk.is_empty() {
+            self.chunk = VecDeque::new();
+            self.next -= 1;
+        }
+    }
+
     /// The next recipients of a campaign. None: there are no more.
     fn read_stretch(&mut self, list: &List, path: &Path, warm: &Warm, store: &Store) -> Result<Option<Vec<Browser>>, ReadError> {
         let Some(wanted) = &list.wanted else { return Ok(None) };
         if self.places.is_empty() {
             let shape = if let Some(shape) = self.open.pop_front() {
-                self.places = store.stretch(list.stretch(self.service, shape.first), &shape)?.waiting().into();
+                self.places = store.waiting(list.stretch(self.service, shape.first), shape.len(), Some(&shape))?.into();
                 shape
             } else {
                 let last = self.until.saturating_sub(1);
@@ -268,7 +295,8 @@ impl Way {
             self.shape = Some(shape);
         }
         let Some(shape) = &self.shape else { return Ok(None) };
-        let places: Vec<u16> = self.places.drain(..READ.min(self.places.len())).collect();
+        let most = if shape.members.is_some() { READ_SINGLY } else { READ };
+        let places: Vec<u16> = self.places.drain(..most.min(self.places.len())).collect();
         let mut browsers = Vec::with_capacity(places.len());
         store.each_recipient(wanted, self.service, shape, &places, |recipient| browsers.push(warm.browser(&recipient)))?;
         Ok(Some(browsers))
@@ -294,10 +322,10 @@ impl Way {
                 return Ok(None);
             };
             self.next = u64::from(key.chunk) + 1;
-            let batch = store.batch(key.batch(list.message.urgency), key.count)?;
+            let batch = key.batch(list.message.urgency);
+            let waiting = store.waiting(batch, usize::from(key.count), None)?;
             let chunk = &mut self.chunk;
-            let read =
-                record::read_chunk_row(&row, batch.id, &list.message, &batch.waiting(), |delivery| chunk.push_back(delivery));
+            let read = record::read_chunk_row(&row, batch, &list.message, &waiting, |delivery| chunk.push_back(delivery));
             if read.is_err() {
                 store.corrupt(family::LIST);
             }
