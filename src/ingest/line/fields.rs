@@ -12,12 +12,12 @@ use super::Rules;
 use crate::limits::{ACCOUNT_MAX, ENDPOINT_MAX, NAME_MAX, NAMES_MAX};
 use crate::message::{Account, MessageId, Name, SubscriptionId};
 
-/// The members called `names` of a request; null equals absent, `op` and `id` are every request's, another one is an error.
+/// The members called `names` of a request; null equals absent, another one is an error.
 pub(super) fn arguments<'v, 'a, const N: usize>(
     members: &'v Members<'a>,
     names: [&str; N],
 ) -> Result<[Option<&'v Value<'a>>; N], Problem> {
-    only(members, names, &["op", "id"])
+    only(own(members), names)
 }
 
 /// The same for an object that is no request.
@@ -25,23 +25,33 @@ pub(super) fn fields<'v, 'a, const N: usize>(
     members: &'v Members<'a>,
     names: [&str; N],
 ) -> Result<[Option<&'v Value<'a>>; N], Problem> {
-    only(members, names, &[])
+    only(present(members), names)
 }
 
-fn only<'v, 'a, const N: usize>(
-    members: &'v Members<'a>,
+fn only<'v, 'a: 'v, const N: usize>(
+    members: impl Iterator<Item = (&'v str, &'v Value<'a>)>,
     names: [&str; N],
-    others: &[&str],
 ) -> Result<[Option<&'v Value<'a>>; N], Problem> {
     let mut found = [None; N];
     for (name, value) in members {
-        if let Some(n) = names.iter().position(|known| known == name) {
-            found[n] = Some(value).filter(|value| **value != Value::Null);
-        } else if *value != Value::Null && !others.contains(&name.as_ref()) {
-            return Err(Problem { code: Code::UnknownField, field: Some(shown(name)), message: "is not known here".to_owned() });
-        }
+        let n = names.iter().position(|known| *known == name).ok_or_else(|| unknown(name))?;
+        found[n] = Some(value);
     }
     Ok(found)
+}
+
+/// The members of a request that are not every request's.
+pub(super) fn own<'v, 'a>(members: &'v Members<'a>) -> impl Iterator<Item = (&'v str, &'v Value<'a>)> {
+    present(members).filter(|(name, _)| !matches!(*name, "op" | "id"))
+}
+
+/// Null equals absent.
+fn present<'v, 'a>(members: &'v Members<'a>) -> impl Iterator<Item = (&'v str, &'v Value<'a>)> {
+    members.iter().map(|(name, value)| (name.as_ref(), value)).filter(|(_, value)| **value != Value::Null)
+}
+
+pub(super) fn unknown(name: &str) -> Problem {
+    Problem { code: Code::UnknownField, field: Some(shown(name)), message: "is not known here".to_owned() }
 }
 
 /// The members called `names` of a request that tells null from absent: there a null is a value.
@@ -56,9 +66,9 @@ pub(super) fn arguments_with_nulls<'v, 'a, const N: usize>(
 /// The members called `names`, whatever else there is.
 pub(super) fn pick<'v, 'a, const N: usize>(members: &'v Members<'a>, names: [&str; N]) -> [Option<&'v Value<'a>>; N] {
     let mut found = [None; N];
-    for (name, value) in members {
-        if let Some(n) = names.iter().position(|known| known == name) {
-            found[n] = Some(value).filter(|value| **value != Value::Null);
+    for (name, value) in present(members) {
+        if let Some(n) = names.iter().position(|known| *known == name) {
+            found[n] = Some(value);
         }
     }
     found

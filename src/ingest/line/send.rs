@@ -9,7 +9,7 @@ use super::Rules;
 use super::body::{self, Personal};
 use super::fields::{
     self, above_zero, account, app_or_default, arguments, at_most, boolean, bounded, checked_subscription_id, each_once, fields,
-    invalid, missing, number, required_message_id, text, within,
+    invalid, missing, number, own, required_message_id, text, unknown, within,
 };
 use super::fingerprint::fingerprint;
 use super::segment::segment;
@@ -45,80 +45,12 @@ pub(super) struct Given<'v, 'a> {
 
 /// `send`.
 pub(super) fn send(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Request, Problem> {
-    let [
-        to,
-        payload,
-        payload_base64,
-        notification,
-        app_badge,
-        mutable,
-        ttl,
-        urgency,
-        topic,
-        app,
-        idempotency_key,
-        at,
-        paused,
-        label,
-        reference,
-        rate,
-        spread,
-        scope,
-        when,
-        receipts,
-        fallback,
-        template,
-    ] = arguments(
-        members,
-        [
-            "to",
-            "payload",
-            "payload_base64",
-            "notification",
-            "app_badge",
-            "mutable",
-            "ttl",
-            "urgency",
-            "topic",
-            "app",
-            "idempotency_key",
-            "at",
-            "paused",
-            "label",
-            "ref",
-            "rate",
-            "spread",
-            "scope",
-            "when",
-            "receipts",
-            "fallback",
-            "template",
-        ],
-    )?;
+    let (mut to, mut given) = (None, Given::default());
+    for (name, value) in own(members) {
+        let slot = if name == "to" { Some(&mut to) } else { given.slot(name) };
+        *slot.ok_or_else(|| unknown(name))? = Some(value);
+    }
     let to = to.ok_or_else(|| missing("to"))?;
-    let given = Given {
-        payload,
-        payload_base64,
-        notification,
-        app_badge,
-        mutable,
-        ttl,
-        urgency,
-        topic,
-        app,
-        idempotency_key,
-        at,
-        paused,
-        label,
-        reference,
-        rate,
-        spread,
-        scope,
-        when,
-        receipts,
-        fallback,
-        template,
-    };
     let mut send = given.send(rules, now, |judge| recipients(to, judge))?;
     if send.idempotency_key.is_some() {
         send.fingerprint = fingerprint(members);
@@ -126,7 +58,35 @@ pub(super) fn send(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Res
     Ok(Request::Send(Box::new(send)))
 }
 
-impl Given<'_, '_> {
+impl<'v, 'a> Given<'v, 'a> {
+    /// Where the member of this name belongs.
+    fn slot(&mut self, name: &str) -> Option<&mut Option<&'v Value<'a>>> {
+        Some(match name {
+            "payload" => &mut self.payload,
+            "payload_base64" => &mut self.payload_base64,
+            "notification" => &mut self.notification,
+            "app_badge" => &mut self.app_badge,
+            "mutable" => &mut self.mutable,
+            "ttl" => &mut self.ttl,
+            "urgency" => &mut self.urgency,
+            "topic" => &mut self.topic,
+            "app" => &mut self.app,
+            "idempotency_key" => &mut self.idempotency_key,
+            "at" => &mut self.at,
+            "paused" => &mut self.paused,
+            "label" => &mut self.label,
+            "ref" => &mut self.reference,
+            "rate" => &mut self.rate,
+            "spread" => &mut self.spread,
+            "scope" => &mut self.scope,
+            "when" => &mut self.when,
+            "receipts" => &mut self.receipts,
+            "fallback" => &mut self.fallback,
+            "template" => &mut self.template,
+            _ => return None,
+        })
+    }
+
     /// Checks everything; `to` judges the recipients when it is their turn. The fingerprint is still to be made.
     pub fn send(
         self,
@@ -134,41 +94,18 @@ impl Given<'_, '_> {
         now: UnixMillis,
         to: impl FnOnce(&Judge<'_>) -> Result<To, Problem>,
     ) -> Result<Send, Problem> {
-        let Given {
-            payload,
-            payload_base64,
-            notification,
-            app_badge,
-            mutable,
-            ttl,
-            urgency,
-            topic,
-            app,
-            idempotency_key,
-            at,
-            paused,
-            label,
-            reference,
-            rate,
-            spread,
-            scope,
-            when,
-            receipts,
-            fallback,
-            template,
-        } = self;
-        let app = app_or_default(app, rules)?;
-        let ttl = ttl.map_or(Ok(rules.messages.ttl_default), |value| seconds_to_live(value, rules))?;
-        let urgency = match urgency {
+        let app = app_or_default(self.app, rules)?;
+        let ttl = self.ttl.map_or(Ok(rules.messages.ttl_default), |value| seconds_to_live(value, rules))?;
+        let urgency = match self.urgency {
             Some(value) => Urgency::parse(text(value, "urgency")?)
                 .ok_or_else(|| invalid("urgency", "must be one of very-low, low, normal, high"))?,
             None => Urgency::Normal,
         };
-        let idempotency_key = match idempotency_key {
+        let idempotency_key = match self.idempotency_key {
             Some(value) => Some(bounded(value, "idempotency_key", 1, IDEMPOTENCY_KEY_MAX)?.to_owned()),
             None => None,
         };
-        let spread = match spread {
+        let spread = match self.spread {
             Some(value) => {
                 let spread = above_zero(value, "spread")?;
                 if spread > f64::from(ttl) {
@@ -179,26 +116,27 @@ impl Given<'_, '_> {
             None => None,
         };
         let personal = Personal {
-            receipts: receipts.map_or(Ok(false), |value| boolean(value, "receipts"))?,
-            template: template.map_or(Ok(false), |value| boolean(value, "template"))?,
+            receipts: self.receipts.map_or(Ok(false), |value| boolean(value, "receipts"))?,
+            template: self.template.map_or(Ok(false), |value| boolean(value, "template"))?,
         };
+        let sent = [self.payload, self.payload_base64, self.notification, self.app_badge, self.mutable];
         let mut send = Send {
             to: To::Stream,
-            payload: body::payload([payload, payload_base64, notification, app_badge, mutable], personal)?,
+            payload: body::payload(sent, personal)?,
             ttl,
             urgency,
-            topic: topic.map(checked_topic).transpose()?,
+            topic: self.topic.map(checked_topic).transpose()?,
             fingerprint: [0; 16],
             idempotency_key,
-            at: at.map(|value| not_before(value, rules, now)).transpose()?,
-            paused: paused.map_or(Ok(false), |value| boolean(value, "paused"))?,
-            label: label.map(|value| bounded(value, "label", 1, LABEL_MAX)).transpose()?.map(Arc::from),
-            reference: reference.map(|value| bounded(value, "ref", 1, LABEL_MAX)).transpose()?.map(Arc::from),
-            rate: rate.map(|value| above_zero(value, "rate")).transpose()?,
+            at: self.at.map(|value| not_before(value, rules, now)).transpose()?,
+            paused: self.paused.map_or(Ok(false), |value| boolean(value, "paused"))?,
+            label: self.label.map(|value| bounded(value, "label", 1, LABEL_MAX)).transpose()?.map(Arc::from),
+            reference: self.reference.map(|value| bounded(value, "ref", 1, LABEL_MAX)).transpose()?.map(Arc::from),
+            rate: self.rate.map(|value| above_zero(value, "rate")).transpose()?,
             spread,
-            scope: scope.map(|value| fields::scope(value, Some(&app), rules)).transpose()?,
-            when_offline: when.map_or(Ok(false), offline)?,
-            fallback: fallback.map(seconds_to_fallback).transpose()?,
+            scope: self.scope.map(|value| fields::scope(value, Some(&app), rules)).transpose()?,
+            when_offline: self.when.map_or(Ok(false), offline)?,
+            fallback: self.fallback.map(seconds_to_fallback).transpose()?,
             app,
         };
         // Last, because it is the dearest.
