@@ -848,6 +848,8 @@ pub fn list_state(list: &live::List) -> std::sync::MutexGuard<'_, live::ListStat
 }
 
 #[cfg(test)]
+mod harness;
+#[cfg(test)]
 mod model;
 
 /// Serves tests that need a store of their own.

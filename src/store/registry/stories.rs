@@ -5,7 +5,7 @@
 //! rows; and in the end every campaign has ended, with one event a recipient, nobody left out who was there all the time, and no
 //! row of what waits left.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,37 +13,21 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::clock;
-use crate::encrypt::{load, unread};
 use crate::ingest::request::{Code, Devices, Erase, EventType, Payload, Read, Send, Subscribe, Target, To, Whose};
 use crate::message::{
-    Account, Delivery, Encoding, Ending, Endpoint, KeyId, MessageId, Name, Origin, Recipient, Reference, Segment, SubscriptionId,
-    SubscriptionKey, UnixMillis,
+    Account, Delivery, Ending, Message, MessageId, Name, Recipient, Reference, Segment, SubscriptionId, SubscriptionKey,
 };
-use crate::schedule::origins::Table;
-use crate::schedule::{Queues, Run, Schedule};
-use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_send, prepare_subscribe};
+use crate::store::commit::{Done, Op, prepare_send, prepare_subscribe};
 use crate::store::erase::{COMPACTION_ROW, Swept};
+use crate::store::harness::{self, HOSTS, How, Model, Setup};
 use crate::store::registry::account_hash;
 use crate::store::registry::row::{Kind, Posting, View};
-use crate::store::sweep::{self, Sweep};
 use crate::store::testing::Failing;
-use crate::store::writer::{News, Settings, Settle, Settled, Settlement, Writer};
-use crate::store::{Store, family, testing};
-
-const HOSTS: [&str; 2] = ["one.example.net", "two.example.net"];
-
-#[derive(Clone, Copy, Debug)]
-enum How {
-    Accepted,
-    Gone,
-    Wait,
-    Back,
-}
+use crate::store::{Store, family};
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -87,20 +71,6 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-struct Running {
-    store: Arc<Store>,
-    writer: Writer,
-    schedule: Schedule,
-    sweep: Sweep,
-    table: Arc<Table>,
-    commits: Sender<Writes>,
-    settles: Sender<Settle>,
-    high: Receiver<Run>,
-    normal: Receiver<Run>,
-    runs: VecDeque<Run>,
-    in_flight: Vec<(Box<Delivery>, Origin)>,
-}
-
 struct Known {
     id: MessageId,
     /// Those who were there when it was sent, and that nothing has happened to since.
@@ -112,55 +82,69 @@ struct Known {
 
 type Of = (MessageId, SubscriptionKey);
 
-struct World {
-    directory: tempfile::TempDir,
-    apps: Apps,
-    browsers_per_account: usize,
-    running: Option<Running>,
-    ahead: u64,
+/// What the test knows.
+#[derive(Default)]
+struct Readers {
     /// Who is there by now, with the tag.
     there: BTreeMap<u8, Option<u8>>,
     messages: Vec<Known>,
-    ended: HashMap<Of, Ending>,
-    ended_on_disk: HashMap<Of, Ending>,
     label_paused: bool,
 }
 
-impl Running {
-    fn start(directory: &std::path::Path, apps: &Apps, browsers_per_account: usize) -> Running {
-        let allowed: Vec<String> = HOSTS.iter().map(|host| (*host).to_owned()).collect();
-        let store = Arc::new(Store::open(directory, &testing::settings(), &allowed).expect("it opens"));
-        let (wake, _rung) = bounded(1);
-        let news = Arc::new(News::new(wake));
-        let (commits, commits_out) = unbounded();
-        let (settles, settles_out) = unbounded();
-        let (cancelled, cancellations) = bounded(1);
-        let settings = Settings {
-            checkpoint_interval: Duration::from_secs(3_600),
-            max_pending: 1_000_000,
-            log: Ending::ALL.into_iter().map(EventType::Ended).chain([EventType::Unreachable, EventType::Shown]).collect(),
-            first_keys: HashMap::new(),
-            apps: apps.clone(),
-            browsers_per_account,
-            undo: 604_800_000,
-            grace: 120_000,
-        };
-        let writer = Writer::open(store.clone(), settings, commits_out, settles_out, news.clone(), cancelled).expect("it opens");
-        let (high_in, high) = bounded(4);
-        let (normal_in, normal) = bounded(4);
-        let table = Arc::new(Table::new(16, |_| 1_000));
-        let queues = Queues { high: high_in, normal: normal_in };
-        let schedule = Schedule::new(store.clone(), news, table.clone(), queues, settles.clone()).expect("it reads");
-        let settings = sweep::Settings {
-            retention: Duration::from_secs(604_800),
-            events_retention: Duration::from_secs(604_800),
-            events_max_mb: 64,
-            stats_keep_days: 400,
-            min_free_percent: 0.0,
-        };
-        let sweep = Sweep::new(store.clone(), settings, settles.clone(), cancellations, Arc::default());
-        let (runs, in_flight) = (VecDeque::new(), Vec::new());
-        Running { store, writer, schedule, sweep, table, commits, settles, high, normal, runs, in_flight }
+type World = harness::World<Readers>;
+
+impl Model for Readers {
+    type Of = Of;
+
+    fn of(delivery: &Delivery) -> Of {
+        (delivery.message.id, delivery.recipient.registered.expect("all are registered").key)
+    }
+
+    fn check_sent(&self, of: Of, message: &Message) {
+        if let Some(known) = self.messages.iter().find(|known| known.id == message.id) {
+            assert!(!(known.paused || known.label && self.label_paused), "{of:?} is paused and is sent");
+            assert!(!known.cancelled, "{of:?} was cancelled and is sent");
+        }
+    }
+
+    /// Statuses add up, and kept counts are those of the rows.
+    fn check(world: &mut World) {
+        let store = world.store();
+        let mut pending = 0;
+        for known in &world.model.messages {
+            let counts = world.status(known.id).counts;
+            assert!(counts.ended.iter().sum::<u64>() <= counts.recipients, "{}: {counts:?}", known.id);
+            let accepted = world.ended.iter().filter(|((id, _), how)| *id == known.id && **how == Ending::Accepted).count();
+            assert_eq!(counts.ended[Ending::Accepted as usize - 1], accepted as u64, "{}", known.id);
+            if let Some(list) = store.lists.get(crate::store::live::ListKey::of(known.id)) {
+                let state = crate::store::list_state(&list);
+                pending += state.settled - state.counts.ended.iter().sum::<u64>().min(state.settled);
+            }
+        }
+        assert_eq!(store.pending.load(Ordering::Relaxed), pending, "what waits is counted");
+        let app = store.registry.app("shop").expect("configured");
+        let (mut all, mut tags, mut any_scope) = (0, BTreeMap::<Name, u64>::new(), 0);
+        let reader = store.reader().expect("open");
+        reader
+            .scan(family::SUBSCRIPTION, &[], &[255; 11], |_, row| {
+                let view = View::of(row).expect("sound");
+                if store.reachable(&view) {
+                    all += 1;
+                    any_scope += 1;
+                    for tag in (0..2).map(tag_name).filter(|tag| view.has_tag(tag)) {
+                        *tags.entry(tag).or_default() += 1;
+                    }
+                }
+                true
+            })
+            .expect("read");
+        assert_eq!(store.kept_count(&Store::app_posting(app)).expect("read"), all);
+        let any = Posting { app, kind: Kind::AnyScope, name: Arc::from("") };
+        assert_eq!(store.kept_count(&any).expect("read"), any_scope);
+        for tag in (0..2).map(tag_name) {
+            let posting = Posting { app, kind: Kind::Tag, name: tag.clone() };
+            assert_eq!(store.kept_count(&posting).expect("read"), tags.get(&tag).copied().unwrap_or(0), "{tag}");
+        }
     }
 }
 
@@ -190,55 +174,13 @@ impl World {
     }
 
     fn with_accounts_of(browsers_per_account: usize) -> World {
-        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
-        let apps: Apps = Arc::new(vec![Arc::from("shop")]);
-        let running = Some(Running::start(directory.path(), &apps, browsers_per_account));
-        World {
-            directory,
-            apps,
-            browsers_per_account,
-            running,
-            ahead: 0,
-            there: BTreeMap::new(),
-            messages: Vec::new(),
-            ended: HashMap::new(),
-            ended_on_disk: HashMap::new(),
-            label_paused: false,
-        }
-    }
-
-    fn run(&mut self) -> &mut Running {
-        self.running.as_mut().expect("it runs")
-    }
-
-    fn now(&self) -> UnixMillis {
-        clock::now().plus(self.ahead)
-    }
-
-    fn pump(&mut self) {
-        loop {
-            let checkpoint = self.run().writer.play();
-            if checkpoint {
-                self.ended_on_disk = self.ended.clone();
-            }
-            if self.run().writer.idle() {
-                return;
-            }
-        }
-    }
-
-    fn hand_over(&mut self, op: Op) -> Done {
-        let (reply, mut answers) = oneshot::channel();
-        self.run().commits.send(Writes { ops: vec![op], reply, places: Vec::new() }).expect("the writer takes it");
-        self.pump();
-        answers.try_recv().expect("it is answered").remove(0)
+        World::start(Setup { browsers_per_account, looks_on: false }, Readers::default())
     }
 
     /// A line that comes when the disk is full; then there is space again.
     fn refused(&mut self, op: Op, how: Failing) -> Done {
-        let store = self.run().store.clone();
-        let (reply, mut answers) = oneshot::channel();
-        self.run().commits.send(Writes { ops: vec![op], reply, places: Vec::new() }).expect("the writer takes it");
+        let store = self.store();
+        let mut answers = self.hand_in(vec![op]);
         store.fail(Some(how));
         self.run().writer.play();
         store.fail(None);
@@ -255,8 +197,7 @@ impl World {
     fn sweep_once(&mut self) -> bool {
         let now = self.now();
         let goes_on = self.run().sweep.play(now);
-        self.run().writer.force();
-        self.pump();
+        self.write_checkpoint();
         goes_on
     }
 
@@ -266,50 +207,24 @@ impl World {
         self.act(&Act::Step);
         self.act(&Act::Load(9));
         self.settle(9, How::Accepted);
-        self.run().writer.force();
-        self.pump();
+        self.write_checkpoint();
         id
     }
 
     fn events(&mut self) -> Vec<String> {
-        let events = self.run().store.clone().events_after(0, 1_000).expect("read");
+        let events = self.store().events_after(0, 1_000).expect("read");
         events.iter().map(|event| String::from_utf8_lossy(&event.json).into_owned()).collect()
     }
 
     /// How many rows of a family hold these bytes in key or value.
     fn rows_with(&mut self, family: &str, bytes: &[u8]) -> usize {
-        let store = self.run().store.clone();
-        let mut found = 0;
         let holds = |row: &[u8]| row.windows(bytes.len()).any(|window| window == bytes);
-        let count = |key: &[u8], value: &[u8]| {
-            found += usize::from(holds(key) || holds(value));
-            true
-        };
-        store.reader().expect("open").scan(family, &[], &[255; 64], count).expect("read");
-        found
+        self.rows(family, &[], &[255; 64], |key, value| holds(key) || holds(value))
     }
 
-    fn subscription(&mut self, who: u8) -> Recipient {
+    fn subscription(&self, who: u8) -> Recipient {
         let host = HOSTS[usize::from(who) % 2];
-        let service = self.run().store.service_of(host).expect("it is allowed");
-        let origin = format!("https://{host}");
-        Recipient {
-            service,
-            endpoint: Endpoint::from_checked(Bytes::from(endpoint(who)), origin.len() as u16),
-            p256dh: [4; 65],
-            auth: [1; 16],
-            encoding: Encoding::Aes128gcm,
-            key: None,
-            expiration: None,
-            reference: None,
-            attributes: None,
-            registered: None,
-        }
-    }
-
-    fn preparing(&self) -> Preparing<'_> {
-        let services = &self.running.as_ref().expect("it runs").store.services;
-        Preparing { now: clock::now(), ttl0_patience: Duration::from_secs(5), first_key: KeyId([0; 8]), services }
+        self.recipient(host, &format!("https://{host}"), who)
     }
 
     fn subscribe(&mut self, who: u8, tags: Option<Vec<Name>>, replaces: Option<u8>, account: Option<&str>) -> Done {
@@ -355,17 +270,17 @@ impl World {
         };
         let id = self.send(send);
         let wanted = |(_, has): &(&u8, &Option<u8>)| tag.is_none() || **has == tag;
-        let members = self.there.iter().filter(wanted).map(|(who, _)| *who).collect();
-        self.messages.push(Known { id, members, cancelled: false, paused, label });
+        let members = self.model.there.iter().filter(wanted).map(|(who, _)| *who).collect();
+        self.model.messages.push(Known { id, members, cancelled: false, paused, label });
     }
 
     /// Something has happened to this subscription: it may or may not be in campaigns that were on their way.
     fn touched(&mut self, who: u8) {
-        self.messages.iter_mut().for_each(|known| _ = known.members.remove(&who));
+        self.model.messages.iter_mut().for_each(|known| _ = known.members.remove(&who));
     }
 
     fn pick(&self, message: u8) -> Option<usize> {
-        (!self.messages.is_empty()).then(|| usize::from(message) % self.messages.len())
+        (!self.model.messages.is_empty()).then(|| usize::from(message) % self.model.messages.len())
     }
 
     fn act(&mut self, act: &Act) {
@@ -376,52 +291,45 @@ impl World {
                 let tags = Some(tag.into_iter().map(tag_name).collect());
                 assert!(matches!(self.subscribe(who, tags, replaces, None), Done::Subscribed { .. }));
                 if let Some(replaced) = replaces {
-                    self.there.remove(&replaced);
+                    self.model.there.remove(&replaced);
                     self.touched(replaced);
                 }
-                self.there.insert(who, tag);
+                self.model.there.insert(who, tag);
                 self.touched(who);
             }
             Act::Unsubscribe(who) => {
                 let Done::Removed(_) = self.hand_over(Op::Unsubscribe { subscription: id_of(who), apps }) else { panic!() };
-                self.there.remove(&who);
+                self.model.there.remove(&who);
                 self.touched(who);
             }
             Act::Campaign { tag, label, paused, later } => self.campaign(tag, label, paused, later),
             Act::Cancel(message) => {
                 let Some(index) = self.pick(message) else { return };
-                let target = Target::Message(self.messages[index].id);
-                self.messages[index].cancelled = true;
+                let target = Target::Message(self.model.messages[index].id);
+                self.model.messages[index].cancelled = true;
                 assert_eq!(self.hand_over(Op::Cancel { target, apps }), Done::Done);
             }
             Act::Pause(message) => {
                 let Some(index) = self.pick(message) else { return };
-                let target = Target::Message(self.messages[index].id);
-                self.messages[index].paused = true;
+                let target = Target::Message(self.model.messages[index].id);
+                self.model.messages[index].paused = true;
                 assert_eq!(self.hand_over(Op::Pause { target, apps }), Done::Done);
             }
             Act::Resume(message) => {
                 let Some(index) = self.pick(message) else { return };
-                let target = Target::Message(self.messages[index].id);
-                self.messages[index].paused = false;
+                let target = Target::Message(self.model.messages[index].id);
+                self.model.messages[index].paused = false;
                 assert_eq!(self.hand_over(Op::Resume { target, rate: None, apps }), Done::Done);
             }
             Act::PauseLabel => {
-                self.label_paused = true;
+                self.model.label_paused = true;
                 assert_eq!(self.hand_over(Op::Pause { target: label(), apps }), Done::Done);
             }
             Act::ResumeLabel => {
-                self.label_paused = false;
+                self.model.label_paused = false;
                 assert_eq!(self.hand_over(Op::Resume { target: label(), rate: None, apps }), Done::Done);
             }
-            Act::Step => {
-                let now = self.now();
-                self.run().schedule.step(now);
-                let Running { runs, high, normal, .. } = self.run();
-                runs.extend(high.try_iter());
-                runs.extend(normal.try_iter());
-                self.pump();
-            }
+            Act::Step => self.step(),
             Act::Load(n) => (0..n).for_each(|_| self.load_one()),
             Act::Settle(n, how) => self.settle(usize::from(n), how),
             Act::Sweep => {
@@ -435,88 +343,19 @@ impl World {
         }
     }
 
-    /// Plays a worker with one run.
-    fn load_one(&mut self) {
-        let now = self.now();
-        let Some(run) = self.run().runs.pop_front() else { return };
-        let (service, store, table) = (run.lane.service, self.run().store.clone(), self.run().table.clone());
-        let loaded = load(&store, &run).expect("the store is open");
-        table.unsent(service, run.origin.as_ref(), usize::from(run.most) - loaded.deliveries.len());
-        if loaded.back {
-            self.run().settles.send(unread(&run).expect("a run of something")).expect("taken");
-        }
-        if let Some((batch, list, places)) = loaded.absent {
-            self.run().settles.send(Settle::Absent { batch, list, places }).expect("taken");
-        }
-        if !loaded.stale.is_empty() {
-            self.run().settles.send(Settle::Stale(loaded.stale)).expect("taken");
-        }
-        let mut settled = Vec::new();
-        for delivery in loaded.deliveries {
-            let of = of(&delivery);
-            assert!(!self.ended.contains_key(&of), "{of:?} has ended and is handed out again");
-            assert!(self.run().in_flight.iter().all(|(other, _)| self::of(other) != of), "{of:?} is in flight twice");
-            let message = delivery.message.clone();
-            assert!(message.at <= now, "{of:?} is early");
-            let rules = store.rules.load();
-            let ended = |ending, reason| Some(Settlement::Ended { ending, reason, status: None, key: None });
-            let what = if rules.cancels(message.id, &message.app, message.label.as_ref()) {
-                ended(Ending::Cancelled, "cancelled")
-            } else if let Some(lost) = delivery.lost {
-                ended(Ending::Skipped, lost)
-            } else if message.expires.since(now) < 1_000 {
-                ended(Ending::Expired, "deadline")
-            } else {
-                rules.holder(&message).map(Settlement::Hold)
-            };
-            drop(rules);
-            if let Some(what) = what {
-                if let Settlement::Ended { ending, .. } = &what {
-                    self.ended.insert(of, *ending);
-                }
-                table.unsent(service, run.origin.as_ref(), 1);
-                settled.push(Settled { delivery, what });
-                continue;
-            }
-            if let Some(known) = self.messages.iter().find(|known| known.id == message.id) {
-                assert!(!(known.paused || known.label && self.label_paused), "{of:?} is paused and is sent");
-                assert!(!known.cancelled, "{of:?} was cancelled and is sent");
-            }
-            let origin = Origin(Arc::from(delivery.recipient.endpoint.origin_str()));
-            self.run().in_flight.push((delivery, origin));
-        }
-        self.run().settles.send(Settle::Slice(settled)).expect("taken");
-        self.pump();
-    }
-
     fn settle(&mut self, n: usize, how: How) {
-        let now = self.now();
-        let mut settled = Vec::new();
-        for _ in 0..n {
-            let Running { in_flight, .. } = self.run();
-            let Some(last) = in_flight.len().checked_sub(1) else { break };
-            let (delivery, origin) = in_flight.remove(if last % 2 == 0 { 0 } else { last });
-            let ended = |ending| Settlement::Ended { ending, reason: "", status: None, key: None };
-            let what = match how {
-                How::Accepted => ended(Ending::Accepted),
-                How::Gone => ended(Ending::Gone),
-                How::Wait => Settlement::Wait { until: now.plus(5_000), counts_retry: true },
-                How::Back => Settlement::Back,
-            };
-            // Gone may be about an endpoint that it does not have any more: then it is due again.
-            if let Settlement::Ended { ending: ending @ Ending::Accepted, .. } = &what {
-                self.ended.insert(of(&delivery), *ending);
+        for (of, recipient) in self.answer(n, how) {
+            match how {
+                How::Accepted => _ = self.ended.insert(of, Ending::Accepted),
+                // It may be about an endpoint that it does not have any more: then it is due again.
+                How::Gone => {
+                    let who = who_is(&recipient);
+                    self.model.there.remove(&who);
+                    self.touched(who);
+                }
+                How::Wait | How::Back | How::Condemned => {}
             }
-            if let How::Gone = how {
-                let who = who_is(&delivery.recipient);
-                self.there.remove(&who);
-                self.touched(who);
-            }
-            let service = delivery.recipient.service;
-            self.run().table.answered(service, &origin, now, None, None);
-            settled.push(Settled { delivery, what });
         }
-        self.run().settles.send(Settle::Slice(settled)).expect("taken");
         if let How::Gone = how {
             // Until the checkpoint a browser that comes again with this endpoint is taken for the old one, and goes with it.
             self.run().writer.force();
@@ -524,81 +363,11 @@ impl World {
         self.pump();
     }
 
-    fn checkpoint(&mut self) {
-        self.run().writer.force();
-        self.pump();
-        self.check();
-    }
-
-    fn crash(&mut self) {
-        self.running = None;
-        self.ended = self.ended_on_disk.clone();
-        self.running = Some(Running::start(self.directory.path(), &self.apps, self.browsers_per_account));
-        self.run().writer.force();
-        self.pump();
-        self.check();
-    }
-
-    /// Right after a checkpoint: statuses add up, and kept counts are those of the rows.
-    fn check(&mut self) {
-        let now = self.now();
-        let store = self.run().store.clone();
-        let mut pending = 0;
-        for known in &self.messages {
-            let status = store.status(known.id, &self.apps, now).expect("read").expect("it is there");
-            let counts = status.counts;
-            assert!(counts.ended.iter().sum::<u64>() <= counts.recipients, "{}: {counts:?}", known.id);
-            let accepted = self.ended.iter().filter(|((id, _), how)| *id == known.id && **how == Ending::Accepted).count();
-            assert_eq!(counts.ended[Ending::Accepted as usize - 1], accepted as u64, "{}", known.id);
-            if let Some(list) = store.lists.get(crate::store::live::ListKey::of(known.id)) {
-                let state = crate::store::list_state(&list);
-                pending += state.settled - state.counts.ended.iter().sum::<u64>().min(state.settled);
-            }
-        }
-        assert_eq!(store.pending.load(Ordering::Relaxed), pending, "what waits is counted");
-        let app = store.registry.app("shop").expect("configured");
-        let (mut all, mut tags, mut any_scope) = (0, BTreeMap::<Name, u64>::new(), 0);
-        let reader = store.reader().expect("open");
-        reader
-            .scan(family::SUBSCRIPTION, &[], &[255; 11], |_, row| {
-                let view = View::of(row).expect("sound");
-                if store.reachable(&view) {
-                    all += 1;
-                    any_scope += 1;
-                    for tag in (0..2).map(tag_name).filter(|tag| view.has_tag(tag)) {
-                        *tags.entry(tag).or_default() += 1;
-                    }
-                }
-                true
-            })
-            .expect("read");
-        assert_eq!(store.kept_count(&Store::app_posting(app)).expect("read"), all);
-        let any = Posting { app, kind: Kind::AnyScope, name: Arc::from("") };
-        assert_eq!(store.kept_count(&any).expect("read"), any_scope);
-        for tag in (0..2).map(tag_name) {
-            let posting = Posting { app, kind: Kind::Tag, name: tag.clone() };
-            assert_eq!(store.kept_count(&posting).expect("read"), tags.get(&tag).copied().unwrap_or(0), "{tag}");
-        }
-    }
-
-    fn drain(&mut self) {
-        loop {
-            self.settle(usize::MAX, How::Accepted);
-            self.act(&Act::Step);
-            if self.run().runs.is_empty() {
-                return;
-            }
-            while !self.run().runs.is_empty() {
-                self.load_one();
-            }
-        }
-    }
-
     fn finish(&mut self) {
         self.act(&Act::ResumeLabel);
-        (0..self.messages.len()).for_each(|index| self.act(&Act::Resume(index as u8)));
+        (0..self.model.messages.len()).for_each(|index| self.act(&Act::Resume(index as u8)));
         let mut rounds = 0;
-        while !self.run().store.lists.all().is_empty() {
+        while !self.store().lists.all().is_empty() {
             rounds += 1;
             assert!(rounds < 60, "campaigns are stuck: {:?}", self.open());
             self.ahead += 31_000;
@@ -606,67 +375,30 @@ impl World {
             self.act(&Act::Sweep);
             self.checkpoint();
         }
-        let (now, store) = (self.now(), self.run().store.clone());
-        for known in &self.messages {
-            let counts = store.status(known.id, &self.apps, now).expect("read").expect("there").counts;
+        for known in &self.model.messages {
+            let counts = self.status(known.id).counts;
             assert_eq!(counts.pending(), 0, "{}", known.id);
             if !known.cancelled {
                 for who in &known.members {
-                    let key = store.find_subscription(1, id_of(*who)).expect("read").expect("it is there");
+                    let key = self.store().find_subscription(1, id_of(*who)).expect("read").expect("it is there");
                     assert_eq!(self.ended.get(&(known.id, key)), Some(&Ending::Accepted), "{who} of {} was left out", known.id);
                 }
             }
         }
-        // Hints of what has ended leave when their time comes.
-        self.ahead += 40 * 86_400_000;
-        self.drain();
-        self.drain();
-        self.checkpoint();
-        for family in [family::WORK, family::LIST, family::DUE, family::HELD, family::OUTCOME] {
-            let mut rows = 0;
-            let count = |_: &[u8], _: &[u8]| {
-                rows += 1;
-                true
-            };
-            store.reader().expect("open").scan(family, &[], &[255; 64], count).expect("read");
-            assert_eq!(rows, 0, "rows left in {family}");
-        }
-        drop(store);
-        self.check_events();
+        self.check_nothing_waits(&[family::WORK, family::LIST, family::DUE, family::HELD, family::OUTCOME]);
+        self.check_told();
         self.crash();
-        self.check_events();
+        self.check_told();
     }
 
     fn open(&mut self) -> Vec<String> {
-        let store = self.run().store.clone();
+        let store = self.store();
         store.lists.all().iter().map(|(_, list)| format!("{:?}", crate::store::list_state(list))).collect()
     }
 
-    fn check_events(&mut self) {
-        let (now, store) = (self.now(), self.run().store.clone());
-        let mut told: BTreeMap<String, [u64; 6]> = BTreeMap::new();
-        let mut after = 0;
-        loop {
-            let page = store.events_after(after, 100).expect("read");
-            let Some(last) = page.last() else { break };
-            after = last.number;
-            for event in page {
-                let event: serde_json::Value = serde_json::from_slice(&event.json).expect("an event is JSON");
-                let word = event["type"].as_str().expect("a type");
-                let ending = Ending::ALL.into_iter().find(|ending| ending.as_str() == word).expect("an ending");
-                let id = event["message_id"].as_str().expect("an id").to_owned();
-                told.entry(id).or_default()[ending as usize - 1] += event["count"].as_u64().unwrap_or(1);
-            }
-        }
-        for known in &self.messages {
-            let counts = store.status(known.id, &self.apps, now).expect("read").expect("there").counts;
-            assert_eq!(told.get(&known.id.to_string()).copied().unwrap_or_default(), counts.ended, "{}", known.id);
-        }
+    fn check_told(&self) {
+        self.check_events(self.model.messages.iter().map(|known| known.id), |_, _| {});
     }
-}
-
-fn of(delivery: &Delivery) -> Of {
-    (delivery.message.id, delivery.recipient.registered.expect("all are registered").key)
 }
 
 fn play(acts: &[Act]) {
@@ -720,14 +452,14 @@ fn a_subscribe_that_is_refused_changes_nothing() {
     for (who, replaces) in [(1, 4), (6, 4)] {
         let done = world.subscribe(who, None, Some(replaces), Some("full"));
         assert!(matches!(&done, Done::Failed { problem, .. } if problem.code == Code::NotAllowed), "{done:?}");
-        let store = world.run().store.clone();
+        let store = world.store();
         for there in [4, 6] {
             assert!(store.find_subscription(1, id_of(there)).expect("read").is_some(), "{there} after {who}");
         }
     }
     // Who leaves in the same line makes room.
     assert!(matches!(world.subscribe(1, None, Some(0), Some("full")), Done::Subscribed { .. }));
-    world.check();
+    Readers::check(&mut world);
 }
 
 #[test]
@@ -755,13 +487,11 @@ fn a_list_that_reached_everybody_has_no_fallback() {
         world.act(&Act::Step);
         world.act(&Act::Load(9));
         world.settle(9, how);
-        world.run().writer.force();
-        world.pump();
+        world.write_checkpoint();
         std::thread::sleep(Duration::from_millis(5));
         world.act(&Act::Sweep);
-        world.run().writer.force();
-        world.pump();
-        let events = world.run().store.clone().events_after(0, 100).expect("read");
+        world.write_checkpoint();
+        let events = world.store().events_after(0, 100).expect("read");
         let unreachable = events.iter().filter(|event| String::from_utf8_lossy(&event.json).contains("unreachable")).count();
         assert_eq!(unreachable, told, "{how:?}");
     }
@@ -787,18 +517,12 @@ fn who_is_erased_is_told_of_no_more() {
     let late = Op::Feedback { id: ids[0], subscription: id_of(0), kind: EventType::Shown, apps };
     assert_eq!(world.hand_over(late), Done::Updated);
     world.checkpoint();
-    let store = world.run().store.clone();
+    let store = world.store();
     let events = store.events_after(0, 100).expect("read");
     let told = |event: &str| events.iter().any(|known| String::from_utf8_lossy(&known.json).contains(event));
     assert!(!told("unreachable") && !told("shown"));
     assert_eq!(world.rows_with(family::FEEDBACK, &id_of(0).0), 0);
-    let mut rows = 0;
-    let count = |_: &[u8], _: &[u8]| {
-        rows += 1;
-        true
-    };
-    store.reader().expect("open").scan(family::INDEX, &[7], &[8], count).expect("read");
-    assert_eq!(rows, 0, "fallbacks are left");
+    assert_eq!(world.rows(family::INDEX, &[7], &[8], |_, _| true), 0, "fallbacks are left");
 }
 
 fn erase(world: &mut World, account: &str) -> (Op, oneshot::Receiver<Swept>) {
@@ -844,7 +568,7 @@ fn files_that_hold_what_was_erased_are_written_anew_after_a_crash_too() {
     world.sweep();
     world.crash();
     let compactions = |world: &mut World, row: usize| {
-        let store = world.run().store.clone();
+        let store = world.store();
         assert_eq!(world.rows_with(family::META, COMPACTION_ROW), row);
         (0..60).any(|_| {
             std::thread::sleep(Duration::from_millis(100));
@@ -852,7 +576,7 @@ fn files_that_hold_what_was_erased_are_written_anew_after_a_crash_too() {
         })
     };
     assert!(compactions(&mut world, 1), "it is due some seconds after the start");
-    world.run().store.erasures.compacted();
+    world.store().erasures.compacted();
     world.sweep();
     world.crash();
     assert!(!compactions(&mut world, 0), "it was done");
@@ -901,13 +625,12 @@ fn an_erase_for_which_there_is_no_space_changes_nothing() {
     let (op, _refused) = erase(&mut world, "anna");
     assert!(matches!(world.refused(op, Failing::Unwritten), Done::Failed { problem, .. } if problem.code == Code::ReadOnly));
     world.sweep();
-    let store = world.run().store.clone();
+    let store = world.store();
     assert!(store.erasures.rows().is_empty() && store.rules.load().cancelled.is_empty() && !store.rules.load().erasing);
     assert!(store.find_subscription(1, id_of(0)).expect("read").is_some());
     let hash = account_hash(1, "anna");
     assert!(crate::store::live::lock(&store.presence).holds_back(hash, clock::now()), "it still waits for anna to leave");
-    let pending =
-        |world: &mut World| world.run().store.status(id, &apps, clock::now()).expect("read").expect("there").counts.pending();
+    let pending = |world: &mut World| world.status(id).counts.pending();
     assert_eq!(pending(&mut world), 1);
     // The next one is taken.
     let (op, mut swept) = erase(&mut world, "anna");
@@ -977,7 +700,7 @@ fn what_was_read_is_told_with_account_and_ref() {
 fn a_subscribe_whose_confirm_is_not_taken_changes_nothing() {
     let mut world = World::new();
     world.subscribe(2, None, None, None);
-    let store = world.run().store.clone();
+    let store = world.store();
     let op = |world: &mut World, who, replaces: Option<u8>| {
         let subscribe = Subscribe { replaces: replaces.map(id_of), ..world.subscribing(who, Some("anna")) };
         let confirm = world.message(To::Ids(vec![id_of(who)]));
@@ -1030,13 +753,13 @@ fn a_stretch_is_counted_once_in_a_round() {
     }
     world.campaign(None, false, false, false);
     assert_eq!(
-        world.hand_over(Op::Cancel { target: Target::Message(world.messages[0].id), apps: world.apps.clone() }),
+        world.hand_over(Op::Cancel { target: Target::Message(world.model.messages[0].id), apps: world.apps.clone() }),
         Done::Done
     );
-    let before = world.run().store.batches.asked();
+    let before = world.store().batches.asked();
     let now = world.now();
     world.run().sweep.play(now);
-    let asked = world.run().store.batches.asked() - before;
+    let asked = world.store().batches.asked() - before;
     // Three subscriptions a stretch, of two services.
     assert!((60..=70).contains(&asked), "{asked}");
 }
@@ -1046,9 +769,9 @@ fn the_browsers_of_a_crowd_are_not_counted_for_each_that_comes() {
     let mut world = World::with_accounts_of(120);
     let there = |done: Done| matches!(done, Done::Subscribed { .. });
     for who in 0..120 {
-        let before = world.run().store.walked.load(Ordering::Relaxed);
+        let before = world.store().walked.load(Ordering::Relaxed);
         assert!(there(world.subscribe(who, None, None, Some("kiosk"))), "{who}");
-        let walked = world.run().store.walked.load(Ordering::Relaxed) - before;
+        let walked = world.store().walked.load(Ordering::Relaxed) - before;
         assert_eq!(walked, if who <= 64 { usize::from(who) } else { 0 }, "rows that are read when {who} are there");
     }
     assert!(!there(world.subscribe(120, None, None, Some("kiosk"))), "full");
