@@ -138,13 +138,14 @@ impl<T> Streams<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
+    /// How often a task was woken.
     #[derive(Default)]
-    struct Count(AtomicUsize);
+    pub struct Count(pub AtomicUsize);
 
     impl Wake for Count {
         fn wake(self: Arc<Self>) {
