@@ -1,25 +1,22 @@
 //! What a line costs before it reaches the writer: reading, checking, and the parts that were suspected to be dear.
 
-use std::collections::BTreeMap;
+mod fixture;
+
 use std::hint::black_box;
-use std::sync::Arc;
-use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use fanfare::config::{AllowedHost, Messages, Policy};
+use fanfare::config::{AllowedHost, Policy};
 use fanfare::endpoint::EndpointPolicy;
 use fanfare::ingest::json::read_line;
 use fanfare::ingest::keys::decode_point;
 use fanfare::ingest::line::{Rules, parse};
-use fanfare::message::{Service, UnixMillis};
+use fanfare::message::Service;
+
+use self::fixture::{NOW, POINT};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// RFC 8291 section 5.
-const POINT: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
-const NOW: UnixMillis = UnixMillis(1_795_343_400_000);
 
 const ENDPOINTS: [(&str, &str); 4] = [
     (
@@ -46,15 +43,7 @@ fn policy() -> EndpointPolicy {
 }
 
 fn rules() -> Rules {
-    let messages = Messages {
-        ttl_default: 2_419_200,
-        ttl_max: 2_419_200,
-        ttl0_patience: Duration::from_secs(5),
-        retention: Duration::from_secs(604_800),
-        at_max: Duration::from_secs(7_776_000),
-        max_pending: 20_000_000,
-    };
-    Rules::new(BTreeMap::from([(Arc::from("default"), Vec::new())]), Arc::new(policy()), messages)
+    fixture::rules(policy())
 }
 
 fn subscription(n: usize) -> String {

@@ -1,13 +1,13 @@
 //! What it costs to pick what is due: 10,000 rows of singles in one lane, by the recipients of a row, read from the store and handed out
 //! to an origin that answers everything at once.
 
+mod fixture;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use fanfare::config;
 use fanfare::message::{Lane, Origin, Service, UnixMillis, Urgency};
 use fanfare::schedule::lane::Heard;
 use fanfare::schedule::origins::Table;
@@ -16,9 +16,10 @@ use fanfare::store::key::WorkKey;
 use fanfare::store::writer::{News, Settle};
 use fanfare::store::{Rows, Store, family};
 
+use self::fixture::ORIGIN;
+
 const ROWS: u64 = 10_000;
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
-const ORIGIN: &str = "https://fcm.googleapis.com";
 
 fn main() {
     divan::main();
@@ -27,15 +28,8 @@ fn main() {
 #[divan::bench(args = [1, 16, 256], sample_count = 10)]
 fn hand_out(bencher: Bencher, recipients: u16) {
     let directory = tempfile::tempdir().expect("a directory");
-    let settings = config::Store {
-        checkpoint_interval: Duration::from_millis(250),
-        cache_mb: 64,
-        min_free_percent: 0.0,
-        reserve_mb: 1,
-        fresh_mb: 1,
-    };
-    fill(&Store::open(directory.path(), &settings, &[]).expect("it opens"), recipients);
-    let store = Arc::new(Store::open(directory.path(), &settings, &[]).expect("it opens"));
+    fill(&fixture::store(directory.path(), 1), recipients);
+    let store = fixture::store(directory.path(), 1);
     bencher
         .counter(ItemsCount::new(ROWS * u64::from(recipients)))
         .with_inputs(|| Played::new(&store))

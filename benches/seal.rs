@@ -1,12 +1,12 @@
 //! Sealing by size of the payload, back end and length of the slice, and the key agreement alone, which is most of it, by back end
 //! and length of the slice: `cargo bench --bench seal`. Times are per slice; the counter tells messages a second.
 
+mod fixture;
+
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use fanfare::encrypt::payload::{Agreement, Plain, Sealer};
 use fanfare::message::Encoding;
-use p256::elliptic_curve::Generate;
-use p256::elliptic_curve::sec1::ToSec1Point;
 
 const SIZES: [usize; 4] = [0, 250, 1_000, 3_993];
 
@@ -57,10 +57,7 @@ fn aesgcm<const SLICE: usize>(bencher: Bencher<'_, '_>, size: usize) {
 }
 
 fn seal<const SLICE: usize>(bencher: Bencher<'_, '_>, size: usize, agreement: Agreement, encoding: Encoding) {
-    let keys: [[u8; 65]; SLICE] = std::array::from_fn(|_| {
-        let public = p256::SecretKey::generate().public_key().to_sec1_point(false);
-        public.as_bytes().try_into().expect("an uncompressed point")
-    });
+    let keys: [[u8; 65]; SLICE] = fixture::points();
     let (payload, auth) = (vec![b'x'; size], [7; 16]);
     let slice = keys.each_ref().map(|p256dh| Plain { p256dh, auth: &auth, encoding, payload: &payload, pad_to: 0 });
     let mut sealer = Sealer::new(agreement);

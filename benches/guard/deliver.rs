@@ -13,8 +13,8 @@ use crossbeam_channel::Receiver;
 use fanfare::clock;
 use fanfare::deliver::{Pool, Roots, Settings};
 use fanfare::message::{
-    Answer, Answered, BatchId, ContentType, Delivery, DeliveryId, Encoding, Endpoint, KeyId, Lane, Message, MessageId, Origin,
-    Recipient, Sealed, Service, UnixMillis, Urgency,
+    Answer, Answered, BatchId, ContentType, Delivery, DeliveryId, KeyId, Lane, Message, MessageId, Origin, Sealed, Service,
+    UnixMillis, Urgency,
 };
 use h2::server::SendResponse;
 use http::{HeaderValue, Response, StatusCode};
@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::parts::BODY;
+use crate::fixture::{self, BODY};
 use crate::{counted, uncounted};
 
 /// Messages that are on their way together: less than a push service lets into one connection.
@@ -98,24 +98,11 @@ fn sealed(origin: &Origin, index: u64) -> Sealed {
         template: false,
         receipt_at: None,
     };
-    let endpoint = Bytes::from(format!("{}/fcm/send/{index:0>160}", origin.0));
-    let recipient = Recipient {
-        service: Service::FCM,
-        endpoint: Endpoint::from_checked(endpoint, u16::try_from(origin.0.len()).expect("it is short")),
-        p256dh: [4; 65],
-        auth: [0; 16],
-        encoding: Encoding::Aes128gcm,
-        key: None,
-        expiration: None,
-        reference: None,
-        attributes: None,
-        registered: None,
-    };
     let batch = BatchId::Commit { commit: 1, lane: Lane { service: Service::FCM, urgency }, piece: 0 };
     let delivery = Delivery {
         id: DeliveryId { batch, index: u16::try_from(index).expect("a round is short") },
         message: Arc::new(message),
-        recipient,
+        recipient: fixture::recipient(&origin.0, index),
         attempts: 0,
         tried_keys: 0,
         shrink: false,

@@ -11,6 +11,8 @@
 //! Callgrind knows no AVX-512, so `seal` is sealing with aws-lc-rs. The batched key agreement is stepped through (`step.rs`).
 
 mod deliver;
+#[path = "../fixture/mod.rs"]
+mod fixture;
 mod parts;
 mod settle;
 mod step;

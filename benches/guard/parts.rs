@@ -1,18 +1,14 @@
 //! The parts whose instructions are counted, and those of them that need nothing around them: parsing and sealing.
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::sync::Arc;
-use std::time::Duration;
 
-use fanfare::config::{Messages, Policy};
+use fanfare::config::Policy;
 use fanfare::encrypt::payload::{Agreement, Plain, Sealer};
 use fanfare::endpoint::EndpointPolicy;
-use fanfare::ingest::line::{Rules, parse};
-use fanfare::message::{Encoding, UnixMillis};
-use p256::elliptic_curve::Generate;
-use p256::elliptic_curve::sec1::ToSec1Point;
+use fanfare::ingest::line::parse;
+use fanfare::message::Encoding;
 
+use crate::fixture::{self, BODY, NOW, POINT};
 use crate::{counted, deliver, settle};
 
 /// One step of a message's way.
@@ -37,44 +33,25 @@ pub const PARTS: [Part; 5] = [
     Part { name: "settle", what: "an answer", operations: 2_048, play: settle::play, batched: false },
 ];
 
-/// Bytes of every message's body.
-pub const BODY: usize = 250;
-
 /// A `send` to one subscription with a body of its own.
 fn play_parse(lines: u64) {
-    let now = UnixMillis(1_795_343_400_000);
-    let messages = Messages {
-        ttl_default: 2_419_200,
-        ttl_max: 2_419_200,
-        ttl0_patience: Duration::from_secs(5),
-        retention: Duration::from_secs(604_800),
-        at_max: Duration::from_secs(7_776_000),
-        max_pending: 20_000_000,
-    };
-    let policy = Arc::new(EndpointPolicy::new(Policy::Known, Vec::new()));
-    let rules = Rules::new(BTreeMap::from([(Arc::from("default"), Vec::new())]), policy, messages);
+    let rules = fixture::rules(EndpointPolicy::new(Policy::Known, Vec::new()));
     let line = format!(
         r#"{{"op":"send","id":17,"to":{{"subscription":{{"endpoint":"https://fcm.googleapis.com/fcm/send/{}","expirationTime":null,"keys":{{"p256dh":"{POINT}","auth":"BTBZMqHH6r4Tts7J_aSIgg"}}}}}},"urgency":"high","ttl":3600,"label":"orders","payload":"{}"}}"#,
         "dQw4w9WgXcQ:APA91b".repeat(9),
         "a".repeat(BODY)
     );
-    assert!(parse(line.as_bytes(), &rules, now).1.is_ok());
+    assert!(parse(line.as_bytes(), &rules, NOW).1.is_ok());
     counted(&mut || {
         for _ in 0..lines {
-            black_box(parse(black_box(line.as_bytes()), &rules, now).1.is_ok());
+            black_box(parse(black_box(line.as_bytes()), &rules, NOW).1.is_ok());
         }
     });
 }
 
-/// RFC 8291 section 5.
-const POINT: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
-
 /// Slices of eight, by eight keys.
 fn seal(slices: u64, agreement: Agreement) {
-    let keys: [[u8; 65]; 8] = std::array::from_fn(|_| {
-        let public = p256::SecretKey::generate().public_key().to_sec1_point(false);
-        public.as_bytes().try_into().expect("an uncompressed point")
-    });
+    let keys: [[u8; 65]; 8] = fixture::points();
     let (payload, auth) = (vec![b'x'; BODY], [7; 16]);
     let plain = |p256dh| Plain { p256dh, auth: &auth, encoding: Encoding::Aes128gcm, payload: &payload, pad_to: 0 };
     let slice = keys.each_ref().map(plain);

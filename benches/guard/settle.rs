@@ -3,31 +3,27 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use fanfare::clock;
 use fanfare::encrypt::key::SigningKey;
 use fanfare::encrypt::vapid::{AppKeys, Tokens};
-use fanfare::ingest::request::{Payload, Send, Subscriptions, To};
-use fanfare::message::{Answer, Answered, Delivery, Encoding, Endpoint, KeyId, Origin, Recipient, Service};
+use fanfare::message::{Answer, Answered, Delivery, Origin, Service};
 use fanfare::metrics;
 use fanfare::outcome::Outcome;
 use fanfare::schedule::backoff::Bounds;
 use fanfare::schedule::origins::Table;
-use fanfare::store::commit::{Done, Op, Preparing, Writes, prepare_send};
+use fanfare::store::commit::{Done, Writes};
 use fanfare::store::key::WorkKey;
-use fanfare::store::writer::{News, Settings, Settle, Writer};
+use fanfare::store::writer::{Settle, Writer};
 use fanfare::store::{Store, family};
-use fanfare::{clock, config};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::counted;
-use crate::parts::BODY;
+use crate::fixture::{self, APP, ORIGIN};
 
-const APP: &str = "shop";
-const ORIGIN: &str = "https://fcm.googleapis.com";
 /// Lines of a group commit.
 const LINES: u64 = 256;
 
@@ -36,14 +32,7 @@ pub fn play(answers: u64) {
     // The daemon counts and times, which is part of the cost.
     runtime.block_on(async { metrics::listen(([127, 0, 0, 1], 0).into()) }).expect("a port");
     let directory = tempfile::tempdir().expect("a directory");
-    let settings = config::Store {
-        checkpoint_interval: Duration::from_millis(250),
-        cache_mb: 64,
-        min_free_percent: 0.0,
-        reserve_mb: 1,
-        fresh_mb: 32,
-    };
-    let store = Arc::new(Store::open(directory.path(), &settings, &[]).expect("it opens"));
+    let store = fixture::store(directory.path(), 32);
     commit(&store, answers);
     let deliveries = claim(&store);
     assert_eq!(deliveries.len() as u64, answers);
@@ -78,7 +67,7 @@ fn commit(store: &Arc<Store>, lines: u64) {
     let mut replies = Vec::new();
     for group in 0..lines / LINES {
         let (reply, answers) = oneshot::channel();
-        let ops = (0..LINES).map(|n| send(store, group * LINES + n)).collect();
+        let ops = (0..LINES).map(|n| fixture::send(store, group * LINES + n)).collect();
         commits.send(Writes { ops, reply, places: Vec::new() }).expect("the writer takes it");
         replies.push(answers);
     }
@@ -91,46 +80,8 @@ fn commit(store: &Arc<Store>, lines: u64) {
 }
 
 fn writer(store: &Arc<Store>, settles: Receiver<Settle>) -> (Sender<Writes>, Writer) {
-    let (wake, _rung) = bounded(1);
     let (commits, commits_out) = unbounded();
-    let (cancelled, _sweep) = bounded(1);
-    let settings = Settings {
-        checkpoint_interval: Duration::from_millis(250),
-        max_pending: u64::MAX,
-        log: Default::default(),
-        first_keys: Default::default(),
-        apps: Arc::new(vec![Arc::from(APP)]),
-        browsers_per_account: 10_000,
-        undo: 604_800_000,
-        grace: 120_000,
-    };
-    let news = Arc::new(News::new(wake));
-    (commits, Writer::open(store.clone(), settings, commits_out, settles, news, cancelled).expect("it opens"))
-}
-
-/// One recipient with a body of its own.
-fn send(store: &Store, n: u64) -> Op {
-    let recipient = Recipient {
-        service: Service::FCM,
-        endpoint: Endpoint::from_checked(Bytes::from(format!("{ORIGIN}/fcm/send/{n:0>160}")), ORIGIN.len() as u16),
-        p256dh: [4; 65],
-        auth: [1; 16],
-        encoding: Encoding::Aes128gcm,
-        key: None,
-        expiration: None,
-        reference: None,
-        attributes: None,
-        registered: None,
-    };
-    let to = To::Subscriptions(Subscriptions { good: vec![recipient], rejected: Vec::new() });
-    let send = Send::new(Arc::from(APP), to, Payload::opaque(Bytes::from_static(&[b'x'; BODY])), 86_400);
-    let preparing = Preparing {
-        now: clock::now(),
-        ttl0_patience: Duration::from_secs(5),
-        first_key: KeyId([0; 8]),
-        services: &store.services,
-    };
-    Op::Send(Box::new(prepare_send(send, &preparing)))
+    (commits, fixture::writer(store, commits_out, settles))
 }
 
 /// Claims all that was committed, as workers do.
