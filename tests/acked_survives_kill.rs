@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Received, Scope, Subscription};
+use fanfare_loadtest::random::Random;
+use fanfare_loadtest::status::{ENDED, adds_up};
 use serde_json::{Value, json};
 
 const KILLS: usize = 100;
@@ -26,7 +28,6 @@ const WINDOW: Duration = Duration::from_secs(3);
 const OUTCOMES: usize = 8_192;
 const IN_FLIGHT: usize = 4_096;
 const LINES_A_BURST: usize = 20;
-const ENDED: [&str; 6] = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"];
 
 /// One line of the load; kept until its reply has come.
 #[derive(Clone)]
@@ -57,9 +58,7 @@ struct Harvest {
 
 #[test]
 fn acked_lines_survive_a_hundred_kills() {
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-    println!("seed {seed}");
-    let mut random = Random(seed | 1);
+    let mut random = Random::new();
     let mock = Mock::start(Options { listeners: 3, ..Options::default() });
     mock.set_fault_every(Scope::Origin(0), Fault::status(503), 13);
     mock.set_fault_every(Scope::Origin(1), Fault::status(429).retry_after(1), 11);
@@ -266,7 +265,7 @@ fn line(number: &mut u64, browsers: &[Subscription], random: &mut Random, slow: 
         "payload": {"n": number},
         "ref": number.to_string(),
         "idempotency_key": format!("key {number}"),
-        "urgency": (["very-low", "low", "normal", "high"][random.below(4) as usize]),
+        "urgency": (random.one(&["very-low", "low", "normal", "high"])),
     });
     match kind {
         20..40 => request["at"] = (SystemTime::now() + Duration::from_millis(random.below(1_500))).rfc3339().into(),
@@ -295,11 +294,10 @@ fn check_statuses(client: &mut Client, ids: &[String], acked: &mut BTreeMap<Stri
 
 /// A status adds up, and what has ended stays so.
 fn look(status: &Value, of: Option<&mut Acked>) {
-    let count = |name: &str| status[name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"));
-    let ended: u64 = ENDED.iter().map(|name| count(name)).sum();
-    assert_eq!(count("recipients"), ended + count("pending"), "{status}");
+    assert!(adds_up(status), "{status}");
     if let Some(of) = of {
-        assert_eq!(count("recipients"), of.recipients, "{status}");
+        let ended: u64 = ENDED.iter().filter_map(|name| status[name].as_u64()).sum();
+        assert_eq!(status["recipients"], of.recipients, "{status}");
         assert!(ended >= of.ended, "{} recipients had ended: {status}", of.ended);
         of.ended = ended;
     }
@@ -431,21 +429,5 @@ trait Rfc3339 {
 impl Rfc3339 for SystemTime {
     fn rfc3339(&self) -> String {
         time::OffsetDateTime::from(*self).format(&time::format_description::well_known::Rfc3339).expect("a date of today")
-    }
-}
-
-/// xorshift: enough to choose moments.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
-    fn fork(&mut self) -> Random {
-        Random((self.below(u64::MAX) << 1) | 1)
     }
 }

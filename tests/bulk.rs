@@ -19,6 +19,7 @@ use fanfare::config;
 use fanfare::store::Store;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Mock, Options};
+use fanfare_loadtest::output::{code, stderr, stdout};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -438,18 +439,6 @@ fn fanfare(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
     command.env_clear().stdin(Stdio::null()).args(arguments);
     command
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or_else(|| panic!("it was killed: {}", stderr(output)))
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// The last line of its output.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon, write_vapid_key};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Scope, Subscribe, Subscription, subscription_id};
+use fanfare_loadtest::output::stderr;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -498,12 +499,8 @@ fn count(daemon: &Daemon) -> u64 {
     daemon.client().ok(&json!({"op": "count"}))["count"].as_u64().expect("a number")
 }
 
-fn wait(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn wait(condition: impl FnMut() -> bool) {
+    assert!(fanfare_loadtest::wait(PATIENCE, condition), "waited in vain");
 }
 
 fn command(daemon: &Daemon, arguments: &[&str], files: &[&Path]) -> Command {
@@ -529,10 +526,6 @@ fn run(daemon: &Daemon, arguments: &[&str], files: &[&Path]) -> Value {
     let output = fanfare(daemon, arguments, files);
     assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
     last(&output)
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn last(output: &Output) -> Value {

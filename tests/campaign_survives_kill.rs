@@ -8,12 +8,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Crowd, Mock, Options, Plan};
 use fanfare_loadtest::population;
+use fanfare_loadtest::random::Random;
+use fanfare_loadtest::status::{ENDED, adds_up};
 use serde_json::{Value, json};
 
 const KILLS: usize = 20;
@@ -31,7 +33,6 @@ const IN_FLIGHT: u64 = 1_024;
 /// A checkpoint comes every 250 ms; it counts twice, for a busy machine.
 const OUTCOMES: u64 = RATE / 2;
 const PATIENCE: Duration = Duration::from_secs(120);
-const ENDED: [&str; 6] = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"];
 
 /// What is done to a member, at most one thing to each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +47,7 @@ enum Change {
 
 #[test]
 fn each_that_was_there_is_reached_once_and_none_that_came_later() {
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-    println!("seed {seed}");
-    let mut random = Random(seed | 1);
+    let mut random = Random::new();
     let mock = Mock::start(Options { listeners: 2, keep: 0, ..Options::default() });
     let crowds: [Arc<Crowd>; 2] =
         [0, 1].map(|origin| mock.crowd(Plan { seed: origin as u64 + 1, members: MEMBERS, keys: 500, origin, ..Plan::default() }));
@@ -106,7 +105,7 @@ fn each_that_was_there_is_reached_once_and_none_that_came_later() {
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
         let status = client.ok(&json!({"op": "status", "message_id": id}));
-        adds_up(&status);
+        assert!(adds_up(&status), "{status}");
         if status["pending"] == 0 && status["open"] == false {
             break status;
         }
@@ -240,7 +239,7 @@ fn poll(socket: &Path, id: &str, stop: &AtomicBool) -> u64 {
     while !stop.load(Ordering::Relaxed) {
         let status = ask(&mut client, socket, &json!({"op": "status", "message_id": id}));
         assert_eq!(status["ok"], true, "{status}");
-        adds_up(&status);
+        assert!(adds_up(&status), "{status}");
         if let Some(before) = &before {
             for name in ENDED {
                 assert!(status[name].as_u64() >= before[name].as_u64(), "{name} was taken back: {before} {status}");
@@ -271,28 +270,5 @@ fn ask(client: &mut Option<Client>, socket: &Path, request: &Value) -> Value {
         }
         assert!(Instant::now() < deadline, "no reply to {request}");
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn adds_up(status: &Value) {
-    let n = |name: &str| status[name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"));
-    let ended: u64 = ENDED.into_iter().map(n).sum();
-    assert_eq!(n("recipients"), ended + n("pending"), "{status}");
-    assert!(n("in_flight") <= n("pending"), "{status}");
-}
-
-/// Xorshift: which one is random, is told by the seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
-    fn fork(&mut self) -> Random {
-        Random((self.below(u64::MAX) << 1) | 1)
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use fanfare_loadtest::output::{code, stderr, stdout};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -21,18 +22,6 @@ fn fanfare() -> Command {
 
 fn run(arguments: &[&str]) -> Output {
     fanfare().args(arguments).output().expect("the program was built")
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or_else(|| panic!("it was killed: {}", stderr(output)))
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn feed(arguments: &[&str], input: &str) -> Output {

@@ -11,6 +11,8 @@ use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::disk::Disk;
 use fanfare_loadtest::mock::{Mock, Options, Subscription};
+use fanfare_loadtest::status::status;
+use fanfare_loadtest::wait;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -185,14 +187,6 @@ fn send_request(to: &Subscription, number: u64) -> Value {
     json!({"op": "send", "to": {"subscription": to.json()}, "payload": {"n": number, "padding": "x".repeat(2_000)}})
 }
 
-fn status(client: &mut Client, id: &str) -> Value {
-    let status = client.ok(&json!({"op": "status", "message_id": id}));
-    let count = |name: &str| status[name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"));
-    let ended: u64 = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"].into_iter().map(count).sum();
-    assert_eq!(count("recipients"), ended + count("pending"), "{status}");
-    status
-}
-
 /// Waits until a message is done: its recipients, all of them delivered.
 fn until_done(client: &mut Client, id: &str) -> u64 {
     until("the stream is done", || status(client, id)["state"] == "done");
@@ -201,12 +195,8 @@ fn until_done(client: &mut Client, id: &str) -> u64 {
     status["recipients"].as_u64().expect("a number")
 }
 
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "in a minute it was not so that {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn until(what: &str, so: impl FnMut() -> bool) {
+    assert!(wait(PATIENCE, so), "in a minute it was not so that {what}");
 }
 
 fn number_of(payload: &str) -> u64 {

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Mock, Options, Subscription};
+use fanfare_loadtest::random::Random;
+use fanfare_loadtest::status::ENDED;
 use serde_json::json;
 
 const ROWS: usize = 4_000;
@@ -87,12 +89,11 @@ impl Stage {
     }
 
     fn daemon(&self) -> Daemon {
-        let log = json!(["accepted", "gone", "refused", "expired", "cancelled", "skipped"]);
         let config = ConfigBuilder::new()
             .mock(&self.mock)
             .set("store.reserve_mb", 1)
             .set("store.min_free_percent", 0)
-            .set("events.log", log);
+            .set("events.log", json!(ENDED));
         Daemon::start(env!("CARGO_BIN_EXE_fanfare"), config).expect("it starts")
     }
 
@@ -199,23 +200,5 @@ impl Stage {
         assert_eq!(ended.len(), ROWS, "rows with an ending event");
         assert!(ended.values().all(|events| *events == 1), "one event a row");
         assert_eq!(self.mock.counters().violations, Vec::<String>::new());
-    }
-}
-
-/// xorshift: enough to choose moments.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Random {
-        let seed = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-        println!("seed {seed}");
-        Random(seed | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
     }
 }

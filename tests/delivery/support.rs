@@ -1,10 +1,13 @@
 //! What these tests do again and again.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Mock, Options, Received, Subscription};
+use fanfare_loadtest::status::ENDED;
+pub use fanfare_loadtest::status::status;
+pub use fanfare_loadtest::wait;
 use serde_json::{Value, json};
 
 /// Generous: the machine is shared.
@@ -36,9 +39,7 @@ fn start(config: ConfigBuilder) -> Daemon {
 
 /// `accepted` is not kept unless told. How full the machine's disk is, is no matter of these tests.
 fn every_event(config: ConfigBuilder) -> ConfigBuilder {
-    config
-        .set("store.min_free_percent", 0.5)
-        .set("events.log", json!(["accepted", "gone", "refused", "expired", "cancelled", "skipped"]))
+    config.set("store.min_free_percent", 0.5).set("events.log", json!(ENDED))
 }
 
 /// A `send` to one subscription with further fields.
@@ -85,15 +86,6 @@ pub fn id_of(reply: &Value) -> String {
     reply["message_id"].as_str().expect("an id").to_owned()
 }
 
-/// The status of a message. Its numbers must add up whenever it is asked for (promise 4).
-pub fn status(client: &mut Client, id: &str) -> Value {
-    let status = client.ok(&json!({"op": "status", "message_id": id}));
-    let n = |name: &str| status[name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"));
-    let ended: u64 = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"].into_iter().map(n).sum();
-    assert_eq!(n("recipients"), ended + n("pending"), "{status}");
-    status
-}
-
 /// Waits until the status is as wanted, and gives it.
 pub fn wait_status(client: &mut Client, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
@@ -108,18 +100,6 @@ pub fn wait_status(client: &mut Client, id: &str, wanted: impl Fn(&Value) -> boo
 /// Waits until nothing of the message is pending.
 pub fn wait_ended(client: &mut Client, id: &str) -> Value {
     wait_status(client, id, |status| status["pending"] == 0)
-}
-
-/// Whether a condition comes true in time.
-pub fn wait(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
-    while !condition() {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    true
 }
 
 /// All events so far.

@@ -94,7 +94,7 @@ fn at_is_kept_and_moves_the_deadline() {
     assert_eq!((&single["state"], &list["state"]), (&json!("scheduled"), &json!("scheduled")));
     for reply in [&single, &list] {
         assert_eq!(seconds_of(&reply["expires"]), (at + 100) as f64);
-        assert_eq!(status(&mut client, &id_of(reply))["state"], "scheduled");
+        assert_eq!(status(&mut client, id_of(reply))["state"], "scheduled");
     }
     wait_ended(&mut client, &id_of(&past));
     assert!(time(&mock.received_by(&browsers[101])[0]) < at as f64, "in the past means now");

@@ -2,28 +2,12 @@
 //! one ending event.
 
 use super::*;
+use fanfare_loadtest::random::Random;
 use std::collections::HashMap;
-
-/// A generator that needs no crate: the test plays the same game each time, the threads of the daemon do not.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
 
 #[test]
 fn every_recipient_ends_once_under_a_mixed_load() {
-    let (mock, mut daemon) = start(|config| {
-        config
-            .set("retry.min", 0.1)
-            .set("retry.max", 0.5)
-            .set("events.log", json!(["accepted", "gone", "refused", "expired", "cancelled", "skipped"]))
-    });
+    let (mock, mut daemon) = start(|config| config.set("retry.min", 0.1).set("retry.max", 0.5).set("events.log", json!(ENDED)));
     let browsers = mock.subscribe(0, 600);
     for (n, browser) in browsers.iter().enumerate() {
         let scope = Scope::Subscription(browser.token.clone());
@@ -37,7 +21,7 @@ fn every_recipient_ends_once_under_a_mixed_load() {
         }
     }
     let mut client = daemon.client();
-    let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
+    let mut dice = Random::seeded(0x9E37_79B9_7F4A_7C15);
     let mut ids: Vec<Value> = Vec::new();
     let mut recipients: HashMap<String, u64> = HashMap::new();
     let mut endings: HashMap<String, Value> = HashMap::new();
@@ -125,14 +109,14 @@ fn every_recipient_ends_once_under_a_mixed_load() {
     let mut kinds: HashMap<&str, u64> = HashMap::new();
     for id in &ids {
         let status = status(&mut client, id);
-        for ending in ENDINGS {
+        for ending in ENDED {
             let counted = status[ending].as_u64().unwrap();
             let events = told.get(id.as_str().unwrap()).and_then(|kinds| kinds.get(ending)).copied().unwrap_or(0);
             assert_eq!(counted, events, "{ending}: {status}");
             *kinds.entry(ending).or_default() += counted;
         }
     }
-    for ending in ENDINGS {
+    for ending in ENDED {
         assert!(kinds[ending] > 0, "the load had nothing that ended as {ending}: {kinds:?}");
     }
     assert_eq!(client.ok(&json!({"op": "ping"}))["state"], "ok");
@@ -144,7 +128,7 @@ fn check(client: &mut Client, id: &Value, recipients: &HashMap<String, u64>, end
     let id = id.as_str().unwrap();
     assert_eq!(status["recipients"], recipients[id], "{status}");
     if let Some(before) = endings.get(id) {
-        for ending in ENDINGS {
+        for ending in ENDED {
             assert!(status[ending].as_u64() >= before[ending].as_u64(), "{ending} was taken back: {before} {status}");
         }
     }

@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Scope, Subscription};
+use fanfare_loadtest::status::{ENDED, adds_up, status};
 use serde_json::{Value, json};
 
 /// Generous: the machine may be busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const ENDINGS: [&str; 6] = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"];
 
 /// A mock and a daemon that knows it.
 fn start(config: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> (Mock, Daemon) {
@@ -66,20 +65,6 @@ fn send(subscriptions: &[Subscription], more: Value) -> Value {
 fn id_of(reply: &Value) -> Value {
     assert!(reply["message_id"].is_string(), "{reply}");
     reply["message_id"].clone()
-}
-
-/// The status, which must add up (promise 4).
-fn status(client: &mut Client, id: &Value) -> Value {
-    let status = client.ok(&json!({"op": "status", "message_id": id}));
-    adds_up(&status);
-    status
-}
-
-fn adds_up(status: &Value) {
-    let n = |name: &str| status[name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"));
-    let ended: u64 = ENDINGS.iter().map(|name| n(name)).sum();
-    assert_eq!(n("recipients"), ended + n("pending"), "{status}");
-    assert!(n("in_flight") <= n("pending"), "{status}");
 }
 
 /// The status once nothing is pending.

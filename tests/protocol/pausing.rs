@@ -143,7 +143,7 @@ fn a_cancelled_label_ends_what_was_before_and_nothing_after() {
         for reply in &replies[..3] {
             // Right after the reply, and from then on.
             for _ in 0..20 {
-                let told = status(&mut client, &id_of(reply));
+                let told = status(&mut client, id_of(reply));
                 assert_eq!((&told["state"], &told["cancelled"]), (&json!("cancelled"), &reply["recipients"]), "{told}");
             }
         }
@@ -178,7 +178,7 @@ fn a_status_does_not_go_back_on_a_cancelled_label() {
     while ended.iter().any(Option::is_none) && Instant::now() < deadline {
         for (id, before) in ids.iter().zip(&mut ended) {
             let told = status(&mut client, id);
-            let now = ENDINGS.into_iter().find(|ending| told[*ending] == 1);
+            let now = ENDED.into_iter().find(|ending| told[*ending] == 1);
             assert!(before.is_none() || *before == now, "it was {before:?}, now it is {told}");
             *before = now;
             assert!(now.is_some() || told["in_flight"] == 1, "neither in flight nor ended: {told}");

@@ -73,7 +73,7 @@ fn list_messages_tells_the_newest_first() {
     ids.reverse();
     let told = |reply: &Value| -> Vec<Value> {
         let messages = reply["messages"].as_array().expect("messages").clone();
-        messages.iter().for_each(adds_up);
+        assert!(messages.iter().all(adds_up), "{messages:?}");
         messages.iter().map(id_of).collect()
     };
     let reply = client.ok(&json!({"op": "list_messages"}));

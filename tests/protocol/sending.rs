@@ -58,7 +58,7 @@ fn options_reach_the_push_service() {
         assert_eq!((&reply["state"], &reply["recipients"]), (&json!("sending"), &json!(1)));
     }
     let reply = client.ok(&json!({"op": "send", "to": {"subscription": browsers[4].json()}, "label": "l", "ref": "r"}));
-    let status = status(&mut client, &id_of(&reply));
+    let status = status(&mut client, id_of(&reply));
     assert_eq!((&status["label"], &status["ref"], &status["expires"]), (&json!("l"), &json!("r"), &reply["expires"]));
     let life = millis(&status["expires"]) - millis(&status["created"]);
     assert!((990_000..=1_000_000).contains(&life), "ttl_default is kept: {life}");
@@ -138,7 +138,7 @@ fn at_is_not_before_and_a_past_one_is_now() {
     let list = client.ok(&send(&browsers, json!({"payload": "list", "at": at, "ttl": 60})));
     for reply in [&single, &list] {
         assert_eq!(reply["state"], "scheduled");
-        let status = status(&mut client, &id_of(reply));
+        let status = status(&mut client, id_of(reply));
         assert_eq!((&status["state"], &status["accepted"]), (&json!("scheduled"), &json!(0)));
         assert!((millis(&status["at"]) - millis(&json!(at))).abs() <= 1, "{status}");
         assert_eq!(millis(&status["expires"]) - millis(&status["at"]), 60_000);
@@ -259,7 +259,7 @@ fn rate_and_spread_keep_their_time() {
     };
     let rate = client.ok(&send(&browsers[..30], json!({"payload": "rate", "rate": 10})));
     let spread = client.ok(&send(&browsers, json!({"payload": "spread", "spread": 3, "ttl": 60})));
-    assert_eq!(status(&mut client, &id_of(&rate))["rate"].as_f64(), Some(10.0));
+    assert_eq!(status(&mut client, id_of(&rate))["rate"].as_f64(), Some(10.0));
     assert_eq!(wait_ended(&mut client, &id_of(&spread))["accepted"], 60);
     assert_eq!(wait_ended(&mut client, &id_of(&rate))["accepted"], 30);
     let rate = times("rate");

@@ -111,7 +111,7 @@ fn change(
     model: &mut Model,
     random: &mut Random,
 ) {
-    let which = random.below(BROWSERS);
+    let which = random.below(BROWSERS as u64) as usize;
     let browser = &browsers[which];
     match random.below(20) {
         0..=9 => {

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Scope, Subscription, subscription_id};
+pub use fanfare_loadtest::random::Random;
+pub use fanfare_loadtest::status::status;
+pub use fanfare_loadtest::wait;
 use serde_json::{Value, json};
 
 /// Generous: the machine is shared.
@@ -61,15 +64,6 @@ pub fn send(client: &mut Client, to: Value, more: Value) -> String {
     reply["message_id"].as_str().unwrap_or_else(|| panic!("{reply} has no id")).to_owned()
 }
 
-/// The status of a message. Its numbers must add up whenever it is asked for (promise 4).
-pub fn status(client: &mut Client, id: &str) -> Value {
-    let status = client.ok(&json!({"op": "status", "message_id": id}));
-    let ended: u64 =
-        ["accepted", "gone", "refused", "expired", "cancelled", "skipped"].iter().map(|name| number(&status, name)).sum();
-    assert_eq!(number(&status, "recipients"), ended + number(&status, "pending"), "{status}");
-    status
-}
-
 /// A number of a status.
 pub fn number(status: &Value, name: &str) -> u64 {
     status[name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"))
@@ -91,18 +85,6 @@ pub fn wait_status(client: &mut Client, id: &str, wanted: impl Fn(&Value) -> boo
 /// The status when the message has ended.
 pub fn wait_ended(client: &mut Client, id: &str) -> Value {
     wait_status(client, id, |status| status["pending"] == 0 && status["open"] == false)
-}
-
-/// Whether a condition comes true in time.
-pub fn wait(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
-    while !condition() {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    true
 }
 
 /// All events so far that pass these filters.
@@ -178,26 +160,4 @@ pub fn seconds_of(time: &Value) -> f64 {
     let text = time.as_str().unwrap_or_else(|| panic!("a time, not {time}"));
     let parsed = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).expect("RFC 3339");
     parsed.unix_timestamp_nanos() as f64 / 1e9
-}
-
-/// Xorshift; the seed is printed, so that a failure can be played again.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new() -> Random {
-        let seed = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64 | 1;
-        println!("seed {seed}");
-        Random(seed)
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 11) % bound as u64) as usize
-    }
-
-    pub fn one(&mut self, of: &[&'static str]) -> &'static str {
-        of[self.below(of.len())]
-    }
 }
