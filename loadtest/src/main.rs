@@ -103,6 +103,17 @@ struct Sending {
     rate: f64,
 }
 
+/// Messages to one recipient each.
+#[derive(Args)]
+struct Singles {
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 250)]
+    body: usize,
+    /// Different subscriptions.
+    #[arg(long, default_value_t = 10_000)]
+    subscriptions: usize,
+}
+
 #[derive(Args)]
 struct OneToOne {
     #[command(flatten)]
@@ -112,12 +123,8 @@ struct OneToOne {
     /// Messages measured, after a warm-up of 1,000.
     #[arg(long, default_value_t = 200_000)]
     messages: u64,
-    /// Bytes of each payload.
-    #[arg(long, default_value_t = 250)]
-    body: usize,
-    /// Different subscriptions.
-    #[arg(long, default_value_t = 10_000)]
-    subscriptions: usize,
+    #[command(flatten)]
+    singles: Singles,
 }
 
 #[derive(Args)]
@@ -128,12 +135,8 @@ struct Ingest {
     sending: Sending,
     #[arg(long, default_value_t = 500_000)]
     messages: u64,
-    /// Bytes of each payload.
-    #[arg(long, default_value_t = 250)]
-    body: usize,
-    /// Different subscriptions.
-    #[arg(long, default_value_t = 10_000)]
-    subscriptions: usize,
+    #[command(flatten)]
+    singles: Singles,
 }
 
 #[derive(Args)]
@@ -163,12 +166,8 @@ struct Restart {
     /// Messages pending when the daemon is killed. Committed one by one (--connections 1 --pipeline 1) is the hard case.
     #[arg(long, default_value_t = 1_000_000)]
     messages: u64,
-    /// Bytes of each payload.
-    #[arg(long, default_value_t = 250)]
-    body: usize,
-    /// Different subscriptions.
-    #[arg(long, default_value_t = 10_000)]
-    subscriptions: usize,
+    #[command(flatten)]
+    singles: Singles,
     /// Also wait until all are delivered.
     #[arg(long)]
     drain: bool,

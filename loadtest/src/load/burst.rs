@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::bench::SETTLE;
 use super::progress::Progress;
-use super::readers::{Stage, adds_up, ask, campaign, ended};
+use super::readers::{Stage, all_accepted, ask, campaign, ended};
 use super::report::{Report, grouped, megabytes};
 use crate::{Burst, Readers};
 
@@ -85,12 +85,7 @@ pub fn report(flags: &Burst) -> io::Result<Report> {
     ask(&mut client, &json!({"op": "resume", "message_id": id}))?;
     stage.wait("delivered", all, |_| Ok(()))?;
     let elapsed = begin.elapsed();
-    let status = ended(&mut client, &id)?;
-    for (name, wanted) in [("recipients", all), ("accepted", all), ("pending", 0)] {
-        if status[name] != wanted || !adds_up(&status) {
-            report.problem(format!("{name} is not {wanted}: {status}"));
-        }
-    }
+    all_accepted(&ended(&mut client, &id)?, all, &mut report);
     std::thread::sleep(SETTLE);
     let after = bench.reading()?;
     let counters = mock.counters()?;
@@ -98,18 +93,13 @@ pub fn report(flags: &Burst) -> io::Result<Report> {
     if flags.place.verifies_all() {
         report.must_be("verified", "decrypted and verified", counters.verified - counters_before.verified, all);
     }
-    report.must_be("violations", "broken rules", counters.violation_count, 0);
-    for text in counters.violations.iter().take(3) {
-        report.problem(text.clone());
-    }
+    report.violations(&counters);
     // The metrics are up to a second old.
     std::thread::sleep(Duration::from_millis(1_500));
     report.must_be("hits", "messages that used an agreement made ahead", (hits()? - used_before) as u64, secrets);
     report.must_be("left", "agreements left in memory", entries("secret")? as u64, 0);
-    let rate = all as f64 / elapsed.as_secs_f64();
-    report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
-    report.readings(before, after, all);
-    let each = after.daemon.since(before.daemon).micros_each(all);
+    report.rate("messages_per_second", "messages a second, delivered", all, elapsed);
+    let each = report.readings(before, after, all);
     report.budget("cpu_us", "daemon CPU a message, from the first send on", each, "us", CPU_BUDGET_US);
     stage.bench.finish()?;
     Ok(report)

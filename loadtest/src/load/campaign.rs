@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use fanfare_loadtest::machine;
 use fanfare_loadtest::mock::Measured;
+use fanfare_loadtest::status::adds_up;
 use serde_json::{Value, json};
 
 use super::bench::SETTLE;
-use super::readers::{Stage, adds_up, ask, campaign, ended};
+use super::readers::{Stage, all_accepted, ask, campaign, ended};
 use super::report::{Report, grouped};
 use super::urgent::Urgent;
 use crate::{Campaign, Readers};
@@ -59,8 +60,7 @@ fn measure(flags: &Campaign, readers: &Readers, times: u32, report: &mut Report)
     report.count("recipients", "recipients", all);
     report.count("campaigns", "campaigns", times.max(1).into());
     if let Some(pumped) = stage.register(flags.sending)? {
-        let rate = all as f64 / pumped.elapsed.as_secs_f64();
-        report.add("subscriptions_per_second", "subscriptions a second", rate, grouped(rate as u64));
+        report.rate("subscriptions_per_second", "subscriptions a second", all, pumped.elapsed);
     }
     let mut client = stage.client()?;
     stage.warm_up(&mut client)?;
@@ -106,15 +106,7 @@ fn measure(flags: &Campaign, readers: &Readers, times: u32, report: &mut Report)
         })?;
         // Until its end is on disk a checkpoint passes, which many small campaigns would count as often.
         elapsed += begin.elapsed();
-        let status = ended(&mut client, &id)?;
-        for (name, wanted) in [("recipients", all), ("accepted", all), ("pending", 0)] {
-            if status[name] != wanted {
-                report.problem(format!("{name} is not {wanted}: {status}"));
-            }
-        }
-        if status["walked"].as_f64() != Some(1.0) || status["open"] != false || !adds_up(&status) {
-            report.problem(format!("the campaign has ended, and its status is {status}"));
-        }
+        all_accepted(&ended(&mut client, &id)?, all, report);
         let counts = mock.crowd_counts(stage.crowd)?;
         once += counts.once;
         more += counts.more;
@@ -136,14 +128,9 @@ fn measure(flags: &Campaign, readers: &Readers, times: u32, report: &mut Report)
     if flags.place.verifies_all() {
         report.must_be("verified", "decrypted and verified", counters.verified - counters_before.verified, messages + sent);
     }
-    report.must_be("violations", "broken rules", counters.violation_count, 0);
-    for text in counters.violations.iter().take(3) {
-        report.problem(text.clone());
-    }
-    let rate = messages as f64 / elapsed.as_secs_f64();
-    report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
-    report.readings(before, after, messages);
-    let each = after.daemon.since(before.daemon).micros_each(messages);
+    report.violations(&counters);
+    report.rate("messages_per_second", "messages a second, delivered", messages, elapsed);
+    let each = report.readings(before, after, messages);
     let budget = if machine::multiplies_in_lanes() { CPU_BUDGET_BATCHED_US } else { CPU_BUDGET_US };
     report.budget("cpu_us", "daemon CPU a message", each, "us", budget);
     report.budget("peak_mb", "daemon peak memory meanwhile", after.peak_memory as f64 / 1e6, "MB", MEMORY_BUDGET_MB);
@@ -163,15 +150,11 @@ fn measure(flags: &Campaign, readers: &Readers, times: u32, report: &mut Report)
 
 /// What urgent messages took, before the campaign and meanwhile, to the campaign's push service and to another.
 fn urgent_latencies(report: &mut Report, calmly: &[Measured; 2], meanwhile: &[Measured; 2], sent: u64) {
-    let latency = |name: &str, label: &str, measured: &Measured, report: &mut Report| {
-        report.latency(name, label, [measured.latency_p50, measured.latency_p99, measured.latency_max]);
-        report.curve(name, &measured.latency_curve, measured.distinct);
-    };
     report.must_be("urgent", "urgent messages meanwhile, all received", meanwhile.iter().map(|one| one.distinct).sum(), sent);
     for (origin, which) in [(0, "same"), (1, "other")] {
         let label = format!("urgent to {} service", if origin == 0 { "the same" } else { "another" });
-        latency(&format!("urgent_{which}_calm"), &format!("{label}, calm"), &calmly[origin], report);
-        latency(&format!("urgent_{which}"), &label, &meanwhile[origin], report);
+        report.measured(&format!("urgent_{which}_calm"), &format!("{label}, calm"), &calmly[origin]);
+        report.measured(&format!("urgent_{which}"), &label, &meanwhile[origin]);
         let p99 = meanwhile[origin].latency_p99 as f64 / 1_000.0;
         report.budget(&format!("urgent_{which}_p99_ms"), &format!("{label}, p99"), p99, "ms", URGENT_BUDGET_MS);
     }

@@ -10,13 +10,14 @@ use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::machine::{self, Cpu};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Plan, Scope};
 use fanfare_loadtest::population;
+use fanfare_loadtest::status::adds_up;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use super::bench::{SETTLE, beside};
 use super::progress::Progress;
 use super::pump::{Pumped, Singles, pump, pump_as};
-use super::readers::{adds_up, ask, campaign, ended};
+use super::readers::{ask, campaign, ended};
 use super::report::{Report, grouped, megabytes, millis, quantiles};
 use super::urgent::Urgent;
 use crate::{Demo, Sending};

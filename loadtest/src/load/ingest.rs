@@ -29,8 +29,8 @@ pub fn report(flags: &Ingest) -> io::Result<Report> {
     let (address, _held) = closed_port()?;
     let host = address.to_string();
     let bench = Bench::start(&flags.place, |config| config.allow_host(&host))?;
-    let subscriptions = bench.mock.subscriptions(flags.subscriptions, Some(&host))?;
-    let lines = Arc::new(Singles::new(&subscriptions, flags.body));
+    let subscriptions = bench.mock.subscriptions(flags.singles.subscriptions, Some(&host))?;
+    let lines = Arc::new(Singles::new(&subscriptions, flags.singles.body));
     let warm_up = Sending { rate: 0.0, ..flags.sending };
     pump(&bench.socket, warm_up, 0..WARM_UP, lines.clone())?;
     std::thread::sleep(CLOSING);

@@ -83,8 +83,7 @@ pub fn report(flags: &Mixed) -> io::Result<Report> {
         rates[1] / rates[0],
         format!("{:.2}", rates[1] / rates[0]),
     );
-    let violations = bench.mock.counters()?.violation_count;
-    report.must_be("violations", "broken rules", violations, 0);
+    report.violations(&bench.mock.counters()?);
     // What waits for the slow one would be minutes of it.
     ask(&mut Client::connect(&bench.socket)?, &json!({"op": "cancel", "label": "mixed"}))?;
     bench.finish()?;
@@ -122,8 +121,7 @@ fn latency(bench: &Bench, flags: &Mixed, lines: Arc<dyn Lines>, services: u64, r
     let measured = bench.mock.measured_at(FAST)?;
     report.pumped(&pumped, services * messages);
     let label = format!("fast one at {} a second: socket to push service", grouped(flags.rate as u64));
-    report.latency("delivery", &label, [measured.latency_p50, measured.latency_p99, measured.latency_max]);
-    report.curve("delivery", &measured.latency_curve, measured.distinct);
+    report.measured("delivery", &label, &measured);
     report.readings(before, after, services * messages);
     Ok(())
 }

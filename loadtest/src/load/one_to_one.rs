@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::bench::{Bench, SETTLE};
 use super::pump::{Singles, pump};
-use super::report::{Report, grouped};
+use super::report::Report;
 use crate::OneToOne;
 
 /// Connections, tokens and caches are made by these; they are not counted.
@@ -21,8 +21,8 @@ pub fn run(flags: &OneToOne) -> io::Result<()> {
 pub fn report(flags: &OneToOne) -> io::Result<Report> {
     let messages = flags.messages;
     let bench = Bench::start(&flags.place, |config| config)?;
-    let subscriptions = bench.mock.subscriptions(flags.subscriptions, None)?;
-    let lines = Arc::new(Singles::new(&subscriptions, flags.body));
+    let subscriptions = bench.mock.subscriptions(flags.singles.subscriptions, None)?;
+    let lines = Arc::new(Singles::new(&subscriptions, flags.singles.body));
     // What is asked seldom is told too late: a sink has a thousand messages in 20 ms.
     let every = Duration::from_millis(if flags.place.sink { 10 } else { 50 });
 
@@ -56,26 +56,20 @@ pub fn report(flags: &OneToOne) -> io::Result<Report> {
     if flags.place.verifies_all() {
         report.must_be("verified", "decrypted and verified", verified, messages);
         // An empty payload has no number.
-        if flags.body > 0 {
+        if flags.singles.body > 0 {
             report.must_be("distinct", "different messages", measured.distinct, messages);
         }
     } else if !flags.place.sink {
         report.count("verified", "decrypted and verified (a sample)", verified);
     }
-    report.must_be("violations", "broken rules", counters.violation_count, 0);
-    for text in counters.violations.iter().take(3) {
-        report.problem(text.clone());
-    }
+    report.violations(&counters);
     report.must_be("repeats", "repeated", counters.repeats - counters_before.repeats, 0);
-    let rate = messages as f64 / elapsed.as_secs_f64();
-    report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
-    let latency = [measured.latency_p50, measured.latency_p99, measured.latency_max];
+    report.rate("messages_per_second", "messages a second, delivered", messages, elapsed);
     // As fast as they are acknowledged is faster than they are delivered: then most of it is the queue, which is said.
     let label =
         if flags.sending.rate > 0.0 { "socket to push service" } else { "socket to push service, mostly queue (no --rate)" };
     if measured.distinct > 0 {
-        report.latency("delivery", label, latency);
-        report.curve("delivery", &measured.latency_curve, measured.distinct);
+        report.measured("delivery", label, &measured);
     }
     report.readings(before, after, messages);
     bench.finish()?;

@@ -79,7 +79,7 @@ pub fn run(flags: &Presence) -> io::Result<()> {
     let rate = recipients as f64 / (elapsed.as_secs_f64() - GRACE as f64).max(0.001);
     report.add("messages_per_second", "messages a second after the grace", rate, grouped(rate as u64));
     report.readings(before, bench.reading()?, recipients);
-    report.must_be("violations", "broken rules", bench.mock.counters()?.violation_count, 0);
+    report.violations(&bench.mock.counters()?);
     ask(&mut stage.client()?, &json!({"op": "ping"}))?;
     stage.bench.finish()?;
     report.print(flags.place.json)

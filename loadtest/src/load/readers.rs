@@ -11,6 +11,7 @@ use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::ConfigBuilder;
 use fanfare_loadtest::mock::{Members, Plan};
 use fanfare_loadtest::population;
+use fanfare_loadtest::status::adds_up;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -183,11 +184,16 @@ pub fn campaign(segment: Value, body: usize) -> Value {
     json!({"op": "send", "to": {"segment": segment}, "payload": payload, "ttl": 86_400, "label": "load"})
 }
 
-/// Whether the numbers of a status add up (DESIGN 1, promise 4).
-pub fn adds_up(status: &Value) -> bool {
-    let n = |name: &str| status[name].as_u64().unwrap_or(0);
-    let ended: u64 = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"].into_iter().map(n).sum();
-    n("recipients") == ended + n("pending")
+/// The status of a campaign that has ended must say that everybody has it.
+pub fn all_accepted(status: &Value, all: u64, report: &mut Report) {
+    for (name, wanted) in [("recipients", all), ("accepted", all), ("pending", 0)] {
+        if status[name] != wanted {
+            report.problem(format!("{name} is not {wanted}: {status}"));
+        }
+    }
+    if status["walked"].as_f64() != Some(1.0) || status["open"] != false || !adds_up(status) {
+        report.problem(format!("the campaign has ended, and its status is {status}"));
+    }
 }
 
 /// Asks for the status until the message has ended; that comes with a checkpoint.

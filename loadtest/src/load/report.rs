@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 use fanfare_loadtest::machine::{Cpu, Machine};
-use fanfare_loadtest::mock::{CURVE, curve};
+use fanfare_loadtest::mock::{CURVE, Counters, Measured, curve};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
@@ -57,6 +57,12 @@ impl Report {
         }
     }
 
+    /// How many a second.
+    pub fn rate(&mut self, name: &str, label: &str, count: u64, elapsed: Duration) {
+        let rate = count as f64 / elapsed.as_secs_f64();
+        self.add(name, label, rate, grouped(rate as u64));
+    }
+
     pub fn count(&mut self, name: &str, label: &str, value: u64) {
         self.add(name, label, value, grouped(value));
     }
@@ -69,6 +75,12 @@ impl Report {
         }
     }
 
+    /// The push service must have nothing to complain of.
+    pub fn violations(&mut self, counters: &Counters) {
+        self.must_be("violations", "broken rules", counters.violation_count, 0);
+        self.problems.extend(counters.violations.iter().take(3).cloned());
+    }
+
     /// What makes the measurement a failure.
     pub fn problem(&mut self, text: impl Into<String>) {
         self.problems.push(text.into());
@@ -78,6 +90,12 @@ impl Report {
     pub fn latency(&mut self, name: &str, label: &str, [p50, p99, max]: [u64; 3]) {
         let text = [p50, p99, max].map(millis).join(" / ");
         self.add(name, &format!("{label}, p50 / p99 / max"), json!({"p50_us": p50, "p99_us": p99, "max_us": max}), text);
+    }
+
+    /// A latency that the push service has measured.
+    pub fn measured(&mut self, name: &str, label: &str, measured: &Measured) {
+        self.latency(name, label, [measured.latency_p50, measured.latency_p99, measured.latency_max]);
+        self.curve(name, &measured.latency_curve, measured.distinct);
     }
 
     /// All of a latency's histogram that is drawn: only in JSON.
@@ -95,8 +113,7 @@ impl Report {
         for line in &pumped.shown {
             self.problem(format!("a line was answered {line}"));
         }
-        let rate = messages as f64 / pumped.elapsed.as_secs_f64();
-        self.add("acks_per_second", "acknowledgements a second", rate, grouped(rate as u64));
+        self.rate("acks_per_second", "acknowledgements a second", messages, pumped.elapsed);
         self.latency("ack", "acknowledgement latency", quantiles(&pumped.ack));
         self.curve("ack", &curve(&pumped.ack), pumped.ack.len());
     }
@@ -148,8 +165,8 @@ impl Report {
         self.add("daemon_stages_us", "by stage, us", value, text);
     }
 
-    /// CPU, memory and writing between two readings.
-    pub fn readings(&mut self, before: Reading, after: Reading, messages: u64) {
+    /// CPU, memory and writing between two readings. Gives the daemon's CPU time of a message, in microseconds.
+    pub fn readings(&mut self, before: Reading, after: Reading, messages: u64) -> f64 {
         for (name, label, cpu) in [
             ("daemon", "daemon CPU", after.daemon.since(before.daemon)),
             ("mock", "mock CPU", after.mock.since(before.mock)),
@@ -167,6 +184,7 @@ impl Report {
             let text = format!("{} ({:.0} bytes a {unit})", megabytes(written), written as f64 / messages.max(1) as f64);
             self.add("daemon_written_bytes", "daemon wrote", written, text);
         }
+        after.daemon.since(before.daemon).micros_each(messages)
     }
 
     /// Prints it; an error if something did not add up.

@@ -18,8 +18,8 @@ pub fn run(flags: &Restart) -> io::Result<()> {
     }
     let messages = flags.messages;
     let mut bench = Bench::start(&flags.place, |config| config)?;
-    let subscriptions = bench.mock.subscriptions(flags.subscriptions, None)?;
-    let lines = Arc::new(Singles::new(&subscriptions, flags.body));
+    let subscriptions = bench.mock.subscriptions(flags.singles.subscriptions, None)?;
+    let lines = Arc::new(Singles::new(&subscriptions, flags.singles.body));
     bench.mock.listen(false)?;
     let pumped = pump(&bench.socket, flags.sending, 0..messages, lines)?;
     let pending = bench.reading()?;

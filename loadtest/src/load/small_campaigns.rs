@@ -39,7 +39,7 @@ pub fn run(flags: &SmallCampaigns) -> io::Result<()> {
     let one = measure(&stage, &one, recipients, &mut report)?;
     report.section("", "compared");
     report.budget("ratio", "CPU, many / one", many / one.max(1e-9), "", BUDGET);
-    report.must_be("violations", "broken rules", stage.bench.mock.counters()?.violation_count, 0);
+    report.violations(&stage.bench.mock.counters()?);
     stage.bench.finish()?;
     report.print(flags.place.json)
 }
@@ -73,10 +73,8 @@ fn measure(stage: &Stage, campaigns: &[Value], recipients: u64, report: &mut Rep
     }
     report.must_be("accepted", "accepted, says the daemon", accepted, recipients);
     stage.check_once(report, recipients)?;
-    let rate = recipients as f64 / elapsed.as_secs_f64();
-    report.add("messages_per_second", "messages a second, delivered", rate, grouped(rate as u64));
-    report.readings(before, after, recipients);
-    Ok(after.daemon.since(before.daemon).micros_each(recipients))
+    report.rate("messages_per_second", "messages a second, delivered", recipients, elapsed);
+    Ok(report.readings(before, after, recipients))
 }
 
 /// So that a change of one is a change of the other: what `t0` to `t999` have together is what `half` has.

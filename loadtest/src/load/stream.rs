@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::bench::{Bench, SETTLE};
 use super::progress::Progress;
-use super::report::{Report, grouped};
+use super::report::Report;
 use crate::Stream;
 
 /// Runs the measurement and prints its report.
@@ -52,15 +52,10 @@ pub fn report(flags: &Stream) -> io::Result<Report> {
     if flags.place.verifies_all() {
         report.must_be("verified", "decrypted and verified", counters.verified - counters_before.verified, messages);
     }
-    report.must_be("violations", "broken rules", counters.violation_count, 0);
+    report.violations(&counters);
     report.must_be("repeats", "repeated", counters.repeats - counters_before.repeats, 0);
-    for (name, label, time) in [
-        ("added_per_second", "recipients a second, acknowledged", added),
-        ("messages_per_second", "messages a second, delivered", elapsed),
-    ] {
-        let rate = messages as f64 / time.as_secs_f64();
-        report.add(name, label, rate, grouped(rate as u64));
-    }
+    report.rate("added_per_second", "recipients a second, acknowledged", messages, added);
+    report.rate("messages_per_second", "messages a second, delivered", messages, elapsed);
     report.readings(before, after, messages);
     bench.finish()?;
     Ok(report)
