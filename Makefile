@@ -40,7 +40,7 @@ test: ## everything that CI checks
 	cargo build --release --workspace --bins
 	cargo nextest run --release --workspace
 
-bench: build ## measure the daemon in ten minutes (QUICK=1: in three), and write a page with plots
+bench: build ## measure the daemon in five minutes (QUICK=1: in two or three), and write a page with plots
 	$(RELEASE)/fanfare-load bench $(if $(QUICK),--quick) --out $(CARGO_TARGET_DIR)/bench \
 	    --commit "$$(git describe --always --dirty 2>/dev/null || true)"
 

@@ -1,7 +1,7 @@
 //! Counters by day, for `stats`.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 
@@ -9,6 +9,8 @@ use crate::limits::STATS_LABELS;
 use crate::message::{KeyId, Service, UnixMillis};
 use crate::store::record::{self, Counts, Put, Take};
 use crate::store::{Rows, Store, family};
+
+static NO_LABEL: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
 
 /// A line of `stats`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +35,7 @@ impl StatsKey {
         StatsKey {
             day: u32::try_from(now.0 / 86_400_000).unwrap_or(u32::MAX),
             app: app.clone(),
-            label: label.cloned().unwrap_or_else(|| Arc::from("")),
+            label: label.unwrap_or(&NO_LABEL).clone(),
             service,
             key: key.map_or([0; 8], |key| key.0),
         }
@@ -67,6 +69,8 @@ pub(super) struct Stats {
     pub(super) dirty_taken: HashMap<StatsKey, Counts>,
     pub(super) dirty_ended: HashSet<StatsKey>,
     pub(super) labels: HashMap<u32, HashSet<Arc<str>>>,
+    /// What has ended last, all of one line, and is not in its line yet: most follow others of their kind.
+    run: Option<(StatsKey, Counts)>,
 }
 
 impl Stats {
@@ -90,9 +94,21 @@ impl Stats {
     }
 
     pub(super) fn ended(&mut self, store: &Store, key: StatsKey, counts: &Counts) {
-        let (key, line) = self.line(store, key);
-        line[1].add(counts);
-        self.dirty_ended.insert(key);
+        match &mut self.run {
+            Some((of, run)) if *of == key => run.add(counts),
+            _ => {
+                self.end_run(store);
+                self.run = Some((key, *counts));
+            }
+        }
+    }
+
+    fn end_run(&mut self, store: &Store) {
+        if let Some((key, counts)) = self.run.take() {
+            let (key, line) = self.line(store, key);
+            line[1].add(&counts);
+            self.dirty_ended.insert(key);
+        }
     }
 
     pub(super) fn put_taken(&self, reader: &crate::store::Reader<'_>, rows: &mut Rows) {
@@ -101,7 +117,8 @@ impl Stats {
         }
     }
 
-    pub(super) fn put_ended(&self, reader: &crate::store::Reader<'_>, rows: &mut Rows) {
+    pub(super) fn put_ended(&mut self, store: &Store, reader: &crate::store::Reader<'_>, rows: &mut Rows) {
+        self.end_run(store);
         for key in &self.dirty_ended {
             put_counts(reader, rows, key, 1, &self.lines[key][1]);
         }

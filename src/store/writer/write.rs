@@ -201,7 +201,7 @@ impl Writer {
                 rows.put(&reader, family::EVENTS, number(first), checkpoint.events.row_with(&group.events));
                 rows.put(&reader, family::META, "events_end", number(first + u64::from(built.events)));
             }
-            self.stats.put_ended(&reader, rows);
+            self.stats.put_ended(&self.store, &reader, rows);
         }
         let last = LastCommit { commit: group.commit, written: group.now, pending };
         rows.put(&reader, family::META, "last", last.encode());
