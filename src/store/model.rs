@@ -496,6 +496,20 @@ fn what_is_sent_behind_a_cancel_is_not_cancelled() {
 }
 
 #[test]
+fn what_is_cancelled_stays_so_though_a_newer_one_of_its_topic_comes() {
+    let older = New { topic: Some(0), label: Some(1), ..PLAIN };
+    let newer = New { topic: Some(0), ..PLAIN };
+    let mut world = World::new();
+    world.act(&Act::Send(vec![older]));
+    world.act(&Act::CancelThenSend(Aim::Label(1), newer));
+    world.finish();
+    for (known, ending) in world.model.messages.iter().zip([Ending::Cancelled, Ending::Accepted]) {
+        let status = world.status(known.id);
+        assert_eq!(status.counts.ended[ending as usize - 1], 5, "{status:?}");
+    }
+}
+
+#[test]
 fn what_is_cancelled_before_its_time_leaves_nothing_behind() {
     let waits = New { later: true, ..PLAIN };
     let held = New { paused: true, ..PLAIN };

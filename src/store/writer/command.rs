@@ -21,11 +21,23 @@ impl Writer {
     /// came in this very batch, is pursued.
     pub(super) fn supersede(&mut self, group: &mut Group) {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
-            let pursuit = Pursuit { id, ending: Ending::Skipped, reason: "superseded" };
+            // A cancelled label's sweep may not have come there yet, but the status has told of it.
+            let pursuit = if self.is_cancelled(id) {
+                Pursuit { id, ending: Ending::Cancelled, reason: "cancelled" }
+            } else {
+                Pursuit { id, ending: Ending::Skipped, reason: "superseded" }
+            };
             if let Caught::Busy | Caught::Nowhere = self.catch(delivery, &pursuit, group.now) {
                 self.pursued.insert(delivery, pursuit);
             }
         }
+    }
+
+    /// Whether a rule has cancelled a message of its own row; a list knows by itself that it is over.
+    fn is_cancelled(&self, id: MessageId) -> bool {
+        let rules = self.store.rules.load();
+        !rules.cancelled.is_empty()
+            && matches!(self.store.head(id), Ok(Some(head)) if rules.cancels(id, &head.app, head.label.as_ref()))
     }
 
     /// Looks again at what could not be ended at once. Called when a batch is on disk, before the scheduler hears of it.
