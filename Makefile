@@ -1,7 +1,7 @@
 # `make demo` shows Fanfare at work, `make test` checks all of it; `make help` lists the rest.
 #
-# Everything is built with the one profile `release` into one directory that outlives checkouts, because RocksDB's C++ takes ten
-# minutes or more to compile: so it happens once.
+# Everything is built with the one profile `release` into one directory that outlives checkouts. RocksDB's C++, which takes minutes
+# to compile, lies beside it: .ci/rocksdb makes it once for all checkouts, and .ci/cargo has it linked.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,7 +22,7 @@ help: ## this list
 
 build: ## build the daemon, the mock push service and the load generator
 	@.ci/packages
-	cargo build --release --workspace
+	.ci/cargo build --release --workspace
 
 demo: build ## build, then run a campaign through a real daemon to a mock push service
 	$(RELEASE)/fanfare-load demo
@@ -31,14 +31,14 @@ test: ## everything that CI checks
 	@.ci/packages test
 	cargo fmt --all --check
 	cargo deny --log-level error check bans licenses sources
-	cargo clippy --release --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
-	cargo bench --workspace --bench '*' --no-run
+	.ci/cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" .ci/cargo doc --release --workspace --no-deps
+	.ci/cargo bench --workspace --bench '*' --no-run
 	$(GUARD)
-	cargo test --release --workspace --doc
+	.ci/cargo test --release --workspace --doc
 	@if [ -x fuzz/run ]; then echo "fuzz/run 20"; fuzz/run 20; fi
-	cargo build --release --workspace --bins
-	cargo nextest run --release --workspace
+	.ci/cargo build --release --workspace --bins
+	.ci/cargo nextest run --release --workspace
 
 bench: build ## measure the daemon in five minutes (QUICK=1: in two or three), and write a page with plots
 	$(RELEASE)/fanfare-load bench $(if $(QUICK),--quick) --out $(CARGO_TARGET_DIR)/bench \
@@ -46,14 +46,14 @@ bench: build ## measure the daemon in five minutes (QUICK=1: in two or three), a
 
 parts: ## measure the parts: sealing, committing, scheduling
 	@.ci/packages
-	cargo bench --workspace --bench '*'
+	.ci/cargo bench --workspace --bench '*'
 
 profile: build ## where the daemon's CPU time goes, by thread, and what locks cost (PROFILE="campaign --sink": another scenario)
 	@.ci/packages profile
 	@loadtest/profile.py --binaries $(RELEASE) $(or $(PROFILE),one-to-one --sink --messages 1000000)
 
 # Compiled as a release is, whatever the environment says: incremental code is other code.
-GUARD := CARGO_INCREMENTAL=0 cargo bench --bench guard
+GUARD := CARGO_INCREMENTAL=0 .ci/cargo bench --bench guard
 
 guard: ## count the instructions of parsing, sealing, posting and settling; fails where they are more than is kept
 	@.ci/packages guard
