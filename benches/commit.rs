@@ -11,6 +11,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use fanfare::store::Store;
 use fanfare::store::commit::{Op, Writes};
+use fanfare::store::turns::{Turns, turns};
 use fanfare::store::writer::Settle;
 use tokio::sync::oneshot;
 
@@ -39,15 +40,15 @@ fn commit(bencher: Bencher, lines: usize, parent: &Path) {
         .with_inputs(|| (0..lines as u64).map(|n| fixture::send(&store, n)).collect::<Vec<Op>>())
         .bench_local_values(|ops| {
             let (reply, answers) = oneshot::channel();
-            commits.send(Writes { ops, reply, places: Vec::new() }).expect("the writer takes it");
+            assert!(commits.send(Writes::new(ops, reply)).is_ok(), "the writer takes it");
             answers.blocking_recv().expect("it answers")
         });
     settles.send(Settle::Stop).expect("the writer takes it");
     writer.join().expect("the writer does not panic");
 }
 
-fn start(store: &Arc<Store>) -> (Sender<Writes>, Sender<Settle>, std::thread::JoinHandle<()>) {
-    let (commits, commits_out) = bounded(16);
+fn start(store: &Arc<Store>) -> (Turns, Sender<Settle>, std::thread::JoinHandle<()>) {
+    let (commits, commits_out) = turns();
     let (settles, settles_out) = bounded(16);
     let writer = fixture::writer(store, commits_out, settles_out);
     let thread = std::thread::spawn(move || writer.run(|| {}).expect("it writes"));

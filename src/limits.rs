@@ -52,6 +52,13 @@ pub const USER_AGENT_MAX: usize = 512;
 pub const SESSION_MAX: usize = 128;
 /// Seconds of a presence `lease` at most.
 pub const LEASE_MAX: f64 = 86_400.0;
+/// Leases of presence that are held at the same time: sessions that are online, or were until their account went offline, within
+/// the grace. Some 140 bytes each.
+pub const PRESENCE_LEASES_MAX: u64 = 500_000;
+/// Accounts that are disabled at the same time. Their hashes are in memory, some 20 bytes each.
+pub const DISABLED_ACCOUNTS_MAX: u64 = 1_000_000;
+/// `test`s that wait for their results at the same time.
+pub const WATCHES_MAX: u64 = 1_024;
 /// Seconds that `test` waits at most.
 pub const TEST_WAIT_MAX: f64 = 60.0;
 /// Seconds after which a `fallback` comes at most: 90 days.

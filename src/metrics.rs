@@ -75,6 +75,11 @@ fn describe() {
     describe_gauge!("fanfare_lane_open", "1: the push service is sent to; 0: it is closed, what waits for it is kept.");
     describe_gauge!("fanfare_vapid_token_expiry_seconds", "What is left of the VAPID token that expires first.");
     describe_gauge!("fanfare_gate", "1: the gate (low_space, full, max_pending, draining, checkpoint_late) is closed.");
+    describe_gauge!(
+        "fanfare_share_used",
+        "How much each app has of what is bounded in all, by what it is: pending (messages.max_pending), open_lists (messages.max_open), \
+         rules (paused or cancelled messages, labels, erased browsers), presence (leases), disabled (accounts), tests."
+    );
     describe_gauge!("fanfare_rocksdb", "RocksDB's own properties, by property, summed over column families.");
     describe_gauge!("fanfare_memory_bytes", "Memory by part: resident, block_cache, memtables, fresh.");
     describe_gauge!("fanfare_subscriptions", "Subscriptions that can be reached, by app.");
@@ -206,6 +211,13 @@ pub fn warm(usage: &Usage) {
     for (kind, entries, used) in [("secret", usage.secrets, usage.secrets_used), ("key_pair", usage.pairs, usage.pairs_used)] {
         level("fanfare_encrypt_warm_entries", "kind", kind.to_owned(), entries as f64);
         counter!("fanfare_encrypt_warm_hits_total", "kind" => kind).absolute(used);
+    }
+}
+
+/// How much of something bounded each app has, and what is held by none that is known (`""`).
+pub fn shares<'a>(of: &'static str, each: impl Iterator<Item = (&'a str, u64)>) {
+    for (app, used) in each {
+        gauge!("fanfare_share_used", "of" => of, "app" => app.to_owned()).set(used as f64);
     }
 }
 

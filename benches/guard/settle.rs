@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use fanfare::clock;
 use fanfare::encrypt::key::SigningKey;
 use fanfare::encrypt::vapid::{AppKeys, Tokens};
@@ -16,6 +16,7 @@ use fanfare::schedule::backoff::Bounds;
 use fanfare::schedule::origins::Table;
 use fanfare::store::commit::{Done, Writes};
 use fanfare::store::key::WorkKey;
+use fanfare::store::turns::{Turns, turns};
 use fanfare::store::writer::{Settle, Writer};
 use fanfare::store::{Store, family};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -68,7 +69,7 @@ fn commit(store: &Arc<Store>, lines: u64) {
     for group in 0..lines / LINES {
         let (reply, answers) = oneshot::channel();
         let ops = (0..LINES).map(|n| fixture::send(store, group * LINES + n)).collect();
-        commits.send(Writes { ops, reply, places: Vec::new() }).expect("the writer takes it");
+        assert!(commits.send(Writes::new(ops, reply)).is_ok(), "the writer takes it");
         replies.push(answers);
     }
     settles_in.send(Settle::Stop).expect("the writer takes it");
@@ -79,8 +80,8 @@ fn commit(store: &Arc<Store>, lines: u64) {
     }
 }
 
-fn writer(store: &Arc<Store>, settles: Receiver<Settle>) -> (Sender<Writes>, Writer) {
-    let (commits, commits_out) = unbounded();
+fn writer(store: &Arc<Store>, settles: Receiver<Settle>) -> (Turns, Writer) {
+    let (commits, commits_out) = turns();
     (commits, fixture::writer(store, commits_out, settles))
 }
 

@@ -156,6 +156,7 @@ impl Section<'_> {
             retention: section.seconds("retention", 604_800.0, SHORT..=LONG),
             at_max: section.seconds("at_max", 7_776_000.0, 0.0..=LONG),
             max_pending: section.integer("max_pending", 20_000_000, 1..=MANY),
+            max_open: section.integer("max_open", 20_000, 1..=MANY),
         };
         if messages.ttl_default > messages.ttl_max {
             section.wrong("ttl_default", format!("{} is more than messages.ttl_max, {ttl_max}", messages.ttl_default));

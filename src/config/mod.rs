@@ -92,7 +92,10 @@ pub struct Messages {
     pub ttl0_patience: Duration,
     pub retention: Duration,
     pub at_max: Duration,
+    /// Deliveries that may wait at the same time.
     pub max_pending: u64,
+    /// Lists, streams and campaigns that may be open at the same time.
+    pub max_open: u64,
 }
 
 /// `[events]`.

@@ -106,6 +106,7 @@ fn the_defaults_of_the_design() {
     assert_eq!(metrics.listen, Some("127.0.0.1:9464".parse().expect("an address")));
     assert_eq!((apps.len(), apps["default"].subject.as_str()), (1, "mailto:push@fanfare.dev"));
     assert_eq!((messages.ttl_default, messages.ttl_max, messages.max_pending), (2_419_200, 2_419_200, 20_000_000));
+    assert_eq!(messages.max_open, 20_000);
     let seconds = |seconds: f64| Duration::from_secs_f64(seconds);
     assert_eq!(
         (messages.ttl0_patience, messages.retention, messages.at_max),
@@ -209,6 +210,7 @@ fn what_is_wrong_with_each_key() {
         ("[messages]\nretention = nan", "messages.retention"),
         ("[messages]\nat_max = inf", "messages.at_max"),
         ("[messages]\nmax_pending = 0", "messages.max_pending"),
+        ("[messages]\nmax_open = 0", "messages.max_open"),
         ("[events]\nlog = \"gone\"", "events.log"),
         ("[events]\nlog = [\"delivered\"]", "events.log"),
         ("[events]\nlog = [1]", "events.log"),

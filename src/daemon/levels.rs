@@ -156,7 +156,7 @@ impl Levels {
                 metrics::level("fanfare_subscriptions", "app", app.to_string(), count as f64);
             }
         }
-        metrics::plain_level("fanfare_open_lists", store.lists.all().len() as f64);
+        metrics::plain_level("fanfare_open_lists", store.lists.len() as f64);
         metrics::plain_level("fanfare_accounts_present", lock(&store.presence).len() as f64);
         if let Some(age) = self.oldest_due_age(now) {
             metrics::plain_level("fanfare_oldest_due_age_seconds", age as f64 / 1_000.0);

@@ -42,7 +42,7 @@ use crate::exit::Exit;
 use crate::ingest::line::Rules;
 use crate::ingest::reply::format_time;
 use crate::ingest::request::Target;
-use crate::ingest::{Door, QUEUE_LINES, Socket, WALKS};
+use crate::ingest::{Door, Socket, WALKS};
 use crate::message::{Encoding, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -52,6 +52,7 @@ use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Schedule};
 use crate::store::commit::{Op, Writes};
 use crate::store::sweep::{self, Sweep};
+use crate::store::turns::{Turns, turns};
 use crate::store::writer::{self, News, Settle, Writer};
 use crate::store::{OpenError, Origins, Store, WriteError};
 
@@ -209,7 +210,7 @@ struct Daemon {
     /// Stops reading lines.
     stop_lines: watch::Sender<bool>,
     settles: Sender<Settle>,
-    commits: Sender<Writes>,
+    commits: Turns,
     writer: JoinHandle<Result<(), WriteError>>,
     workers: Vec<JoinHandle<()>>,
     outcome: JoinHandle<()>,
@@ -238,13 +239,14 @@ impl Daemon {
         let tokens = Arc::new(Tokens::new(apps, config.deliver.origins * TOKENS_PER_ORIGIN));
 
         let (settles, settles_out) = bounded::<Settle>(SETTLES);
-        let (commits, commits_out) = bounded::<Writes>(QUEUE_LINES);
+        let (commits, commits_out) = turns();
         let (cancelled, cancelled_out) = bounded::<()>(1);
         let (wake, wake_out) = bounded::<()>(1);
         let news = Arc::new(News::new(wake.clone()));
         let settings = writer::Settings {
             checkpoint_interval: config.store.checkpoint_interval,
             max_pending: config.messages.max_pending,
+            max_open: config.messages.max_open,
             log: config.events.log.iter().copied().collect::<HashSet<_>>(),
             first_keys,
             apps: Arc::new(config.apps.keys().map(|name| Arc::from(name.as_str())).collect()),
@@ -350,15 +352,11 @@ impl Daemon {
         })?);
 
         let (stop_lines, stop_reading) = watch::channel(false);
-        let memory_kib = config.ingest.memory_mb * 1024;
         let shown = Shown { store: store.clone(), origins: origins.clone(), pool: pool.clone(), tokens: tokens.clone() };
         let door = Arc::new(Door {
             store: store.clone(),
             tokens: tokens.clone(),
             commits: commits.clone(),
-            places: Arc::new(Semaphore::new(QUEUE_LINES)),
-            memory: Arc::new(Semaphore::new(memory_kib)),
-            memory_kib,
             walks: Arc::new(Semaphore::new(WALKS)),
             line_limit: config.ingest.line_limit,
             connections: config.ingest.connections,
@@ -366,6 +364,7 @@ impl Daemon {
             receipts: Receipts::new(&store.keyed_hash(b"receipts")),
             origins: Box::new(move || shown.origins_json()),
             open: AtomicUsize::new(0),
+            connected: AtomicU64::new(0),
             stop: stop_reading,
         });
         let mut daemon = Daemon {
@@ -566,7 +565,7 @@ fn make_tokens(tokens: &Tokens, store: &Store) {
 
 /// A store that lay still for a day, or comes from a backup, starts with everything paused: nobody wants last night's newsletter
 /// twice.
-fn pause_if_old(store: &Store, config: &Config, commits: &Sender<Writes>) -> Result<(), ServeError> {
+fn pause_if_old(store: &Store, config: &Config, commits: &Turns) -> Result<(), ServeError> {
     let backup = store.from_backup();
     let stale = store.last_written.filter(|last| clock::now().since(*last) >= STALE_MILLIS);
     // A campaign that is not walked to its end may have nothing pending.
@@ -578,7 +577,7 @@ fn pause_if_old(store: &Store, config: &Config, commits: &Sender<Writes>) -> Res
     let ops = apps.iter().map(|app| Op::Pause { target: Target::App(app.clone()), apps: apps.clone() }).collect();
     let (reply, answered) = oneshot::channel();
     let refused = |_| ServeError::Io("the writer has ended".to_owned());
-    commits.send(Writes { ops, reply, places: Vec::new() }).map_err(|_| refused(()))?;
+    commits.send(Writes::new(ops, reply)).map_err(|_| refused(()))?;
     answered.blocking_recv().map_err(|_| refused(()))?;
     if let Some(backup) = backup {
         store.forget_backup().map_err(|error| ServeError::Io(format!("the store's note of its backup: {error}")))?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use listenfd::ListenFd;
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 
 use super::{Daemon, ServeError, rules};
 use crate::config::{self, Config};
@@ -26,7 +27,8 @@ impl Daemon {
             apps: config.apps.keys().cloned().collect(),
         };
         let named = config.sockets.iter().map(|(name, socket)| (name.as_str(), socket, false));
-        for (name, socket, is_operator) in std::iter::once(("operator", &operator, true)).chain(named) {
+        let (places, memory_kib) = ingest::shares(1 + config.sockets.len(), config.ingest.memory_mb, config.ingest.line_limit);
+        for (number, (name, socket, is_operator)) in (0..).zip(std::iter::once(("operator", &operator, true)).chain(named)) {
             let listener = match inherited.remove(&socket.path) {
                 Some(listener) => listener,
                 None => {
@@ -36,7 +38,15 @@ impl Daemon {
                 }
             };
             let rules = rules(config, &socket.apps, &self.tokens, &self.store);
-            let socket = Arc::new(Socket { name: name.to_owned(), rules: ArcSwap::from_pointee(rules), operator: is_operator });
+            let socket = Arc::new(Socket {
+                name: name.to_owned(),
+                rules: ArcSwap::from_pointee(rules),
+                operator: is_operator,
+                number,
+                places: Arc::new(Semaphore::new(places)),
+                memory: Arc::new(Semaphore::new(memory_kib)),
+                memory_kib,
+            });
             self.sockets.push(socket.clone());
             tokio::spawn(ingest::serve(listener, socket, self.door.clone()));
         }

@@ -397,11 +397,12 @@ pub(crate) fn load(store: &Store, run: &Run) -> Result<Loaded, ReadError> {
             let id = key.batch(list.message.urgency);
             let batch = store.batch(id, key.count)?;
             let Some(row) = store.chunk_row(&batch, key)? else { return Ok(Loaded { deliveries, ..Loaded::default() }) };
+            let message = store.whole_message(list)?;
             // Paused since it was handed out: its lane keeps it for `resume`.
             let Some(claimed) = list.claim(&batch, run.from, run.most) else {
                 return Ok(Loaded { back: true, ..Loaded::default() });
             };
-            if record::read_chunk_row(&row, id, &list.message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
+            if record::read_chunk_row(&row, id, &message, &claimed, |delivery| deliveries.push(delivery)).is_err() {
                 store.corrupt(family::LIST);
             }
             release_missing(&batch, Some(list), &claimed, &deliveries);

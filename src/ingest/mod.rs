@@ -14,15 +14,14 @@ pub mod request;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::Sender;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::clock;
@@ -37,14 +36,19 @@ use crate::receipt::Receipts;
 use crate::store::Store;
 use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
 use crate::store::live::ListKey;
+use crate::store::turns::{self, Turns};
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Lines that the writer's queue holds.
+/// Lines that the writer's queue holds, of all sockets together.
 pub const QUEUE_LINES: usize = 65_536;
 /// Lines and bytes that are handed over together.
 const SLICE_LINES: usize = 1_024;
 const SLICE_BYTES: usize = 512 * 1024;
+/// Lines that a connection reads before others have their turn.
+const TURN_LINES: usize = 64;
+/// Memory of a line that waits, beside its bytes: what it was parsed to, laid out for the store, and its answer's place.
+const LINE_BYTES: usize = 1_536;
 /// Users whose first connection is logged.
 const KNOWN_PEERS: usize = 1_024;
 /// Requests that may walk over the registry at the same time. Each takes a thread and a core while it lasts; more wait.
@@ -59,12 +63,7 @@ const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
 pub struct Door {
     pub store: Arc<Store>,
     pub tokens: Arc<Tokens>,
-    pub commits: Sender<Writes>,
-    /// Places in the writer's queue.
-    pub places: Arc<Semaphore>,
-    /// KiB of `ingest.memory_mb`.
-    pub memory: Arc<Semaphore>,
-    pub memory_kib: usize,
+    pub commits: Turns,
     /// Places of those that walk over the registry.
     pub walks: Arc<Semaphore>,
     pub line_limit: usize,
@@ -75,6 +74,8 @@ pub struct Door {
     pub origins: Box<dyn Fn() -> String + Send + Sync>,
     /// Open connections.
     pub open: AtomicUsize,
+    /// Connections since the start.
+    pub connected: AtomicU64,
     /// True: no line is read any more.
     pub stop: watch::Receiver<bool>,
 }
@@ -85,6 +86,21 @@ pub struct Socket {
     pub rules: ArcSwap<Rules>,
     /// `drain` and the like are allowed here.
     pub operator: bool,
+    /// Its number among all: in the writer's queue sockets take turns.
+    pub number: u16,
+    /// Its places in the writer's queue.
+    pub places: Arc<Semaphore>,
+    /// KiB of its share of `ingest.memory_mb`.
+    pub memory: Arc<Semaphore>,
+    pub memory_kib: usize,
+}
+
+/// Shares of one of so many sockets: places in the writer's queue, and KiB of `ingest.memory_mb`. They are its own, so that no
+/// other socket's flood takes them; the longest line fits in any.
+pub fn shares(sockets: usize, memory_mb: usize, line_limit: usize) -> (usize, usize) {
+    let places = (QUEUE_LINES / sockets).max(SLICE_LINES);
+    let kib = (memory_mb * 1024 / sockets).max(line_limit.div_ceil(1024) + 1);
+    (places, kib)
 }
 
 impl Socket {
@@ -166,7 +182,9 @@ async fn converse(stream: UnixStream, socket: Arc<Socket>, door: Arc<Door>) {
     let (items, waiting) = mpsc::unbounded_channel();
     let answerer = Answerer { door: door.clone(), socket: socket.clone(), items: waiting, out: write };
     let answering = tokio::spawn(answerer.run());
+    let connection = door.connected.fetch_add(1, Ordering::Relaxed);
     let mut reader = Reader {
+        from: turns::From { socket: socket.number, connection },
         share: Share {
             lines: Arc::new(Semaphore::new(CONNECTION_LINES)),
             bytes: Arc::new(Semaphore::new(CONNECTION_BYTES.max(door.line_limit * 2))),
@@ -205,6 +223,7 @@ struct Reader {
     slice: Slice,
     /// A following `events` is the last request of its connection.
     follows: bool,
+    from: turns::From,
 }
 
 /// Writes that are handed over together.
@@ -220,6 +239,7 @@ impl Reader {
         let mut buffer: Vec<u8> = Vec::with_capacity(READ_BYTES);
         // Of a line that is too long the rest is skipped.
         let mut skipping = false;
+        let mut lines = 0usize;
         loop {
             // A client that went away without an end is one that went away.
             if !matches!(read.read_buf(&mut buffer).await, Ok(n) if n > 0) {
@@ -239,6 +259,11 @@ impl Reader {
                 }
                 if self.slice.ops.len() >= SLICE_LINES || self.slice.bytes >= SLICE_BYTES {
                     self.hand_over().await;
+                }
+                lines += 1;
+                if lines % TURN_LINES == 0 {
+                    // Connections take turns on the threads that read them all.
+                    tokio::task::yield_now().await;
                 }
             }
             buffer.drain(..start);
@@ -287,7 +312,7 @@ impl Reader {
             Prepared::Read(request) => {
                 self.hand_over().await;
                 self.follows = matches!(&request, Request::Events(events) if events.follow);
-                let places = self.own_share(1, line.len()).await;
+                let places = self.held(line.len()).await;
                 // The answering half has ended: so does this one, at its next read.
                 let _ended = self.items.send(Item::Read { id, request, places });
             }
@@ -405,6 +430,7 @@ impl Reader {
             ttl0_patience: self.door.ttl0_patience,
             first_key: self.door.tokens.keys(app).first().copied().unwrap_or(crate::message::KeyId([0; 8])),
             services: &self.door.store.services,
+            operators: self.socket.operator,
         }
     }
 
@@ -413,7 +439,7 @@ impl Reader {
         metrics::rejected(problem.code);
         let mut line = Vec::with_capacity(160);
         reply::write_problem(&mut line, &id, &problem, None, &[]);
-        let places = self.own_share(1, line.len()).await;
+        let places = self.held(line.len()).await;
         let _ended = self.items.send(Item::Now { line, places });
     }
 
@@ -424,11 +450,10 @@ impl Reader {
         }
         let Slice { ops, told, bytes } = std::mem::take(&mut self.slice);
         let own = self.own_share(ops.len(), bytes).await;
-        let kib = u32::try_from((bytes / 1024 + 1).min(self.door.memory_kib)).unwrap_or(u32::MAX);
         let lines = u32::try_from(ops.len()).expect("a slice is bounded");
         let shared = timeout(PATIENCE, async {
-            let place = self.door.places.clone().acquire_many_owned(lines).await;
-            let memory = self.door.memory.clone().acquire_many_owned(kib).await;
+            let place = self.socket.places.clone().acquire_many_owned(lines).await;
+            let memory = self.memory(ops.len(), bytes).await;
             [place, memory]
         })
         .await;
@@ -436,7 +461,7 @@ impl Reader {
             return self.overloaded(told, own);
         };
         let (reply, answers) = oneshot::channel();
-        let writes = Writes { ops, reply, places: vec![place, memory] };
+        let writes = Writes { from: self.from, places: vec![place, memory], ..Writes::new(ops, reply) };
         let began = std::time::Instant::now();
         // There is a place, so this does not wait; where the writer has ended, the answers say so.
         let _ended = self.door.commits.send(writes);
@@ -451,6 +476,20 @@ impl Reader {
             reply::write_problem(&mut line, told.id(), &problem, Some(1.0), &[]);
         }
         let _ended = self.items.send(Item::Now { line, places });
+    }
+
+    /// The part of `ingest.memory_mb` that lines hold until they are answered.
+    async fn memory(&self, lines: usize, bytes: usize) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let kib = ((bytes + lines * LINE_BYTES) / 1024 + 1).min(self.socket.memory_kib);
+        self.socket.memory.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await
+    }
+
+    /// Places of a line that is not handed over: its connection is not read before there is memory for it.
+    async fn held(&self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
+        let mut places = self.own_share(1, bytes).await;
+        // As below.
+        places.extend(self.memory(1, bytes).await);
+        places
     }
 
     async fn own_share(&self, lines: usize, bytes: usize) -> Vec<OwnedSemaphorePermit> {

@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod lane;
 pub mod origins;
 pub mod pace;
+pub mod ring;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::message::{BatchId, Ending, Lane, Origin, Rank, Service, UnixMillis, U
 use crate::schedule::lane::Room;
 use crate::schedule::origins::Table;
 use crate::schedule::pace::Pace;
+use crate::schedule::ring::Ring;
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
 use crate::store::live::{Batch, List, ListKey, lanes_of};
 use crate::store::registry::walk::{Path, Shape};
@@ -33,6 +35,13 @@ const ROWS: usize = 256;
 /// How long free places wait for others, so that deliveries are read and sealed together. It is what a message waits longer for a push
 /// service that answers slowly, and short beside what such an answer takes.
 const HELD_MILLIS: u64 = 10;
+
+/// Lists that are looked at in one turn of their lane: one that has nothing to send may cost a look at the disk.
+const LISTS_LOOKED_AT: usize = 16;
+/// How long a list's pace may keep it out of its lane before it is looked at again.
+const PACED_MILLIS: u64 = 60_000;
+/// How long a list is left alone whose rows could not be read.
+const UNREAD_MILLIS: u64 = 100;
 
 /// What a worker is to do: read these, claim them, seal them.
 pub struct Run {
@@ -85,6 +94,8 @@ pub struct Schedule {
     /// Deadlines of lists, and the times of those that are not to begin yet.
     deadlines: BTreeSet<(UnixMillis, ListKey)>,
     beginnings: BTreeSet<(UnixMillis, ListKey)>,
+    /// Lists that their pace, or the disk, keeps out of their lanes until then.
+    paced: BTreeSet<(UnixMillis, ListKey)>,
     first_service: usize,
     /// Until when a service's few free places wait for more.
     held: HashMap<Service, UnixMillis>,
@@ -94,8 +105,8 @@ pub struct Schedule {
 struct LaneState {
     singles: Singles,
     due: Due,
-    /// Lists with something left for this lane, in the order of their turns.
-    lists: VecDeque<ListKey>,
+    /// Lists with something left for this lane.
+    lists: Ring,
     turn: usize,
 }
 
@@ -160,7 +171,7 @@ impl Schedule {
             let singles =
                 Singles { ready: VecDeque::new(), next: begin(family::WORK)?, last_seen: None, newest: None, exhausted: false };
             let due = Due { ready: VecDeque::new(), next: begin(family::DUE)?, first: Some(UnixMillis(0)) };
-            lanes.insert(lane, LaneState { singles, due, lists: VecDeque::new(), turn: 0 });
+            lanes.insert(lane, LaneState { singles, due, lists: Ring::default(), turn: 0 });
         }
         let mut schedule = Schedule {
             store: store.clone(),
@@ -173,6 +184,7 @@ impl Schedule {
             lists: HashMap::new(),
             deadlines: BTreeSet::new(),
             beginnings: BTreeSet::new(),
+            paced: BTreeSet::new(),
             first_service: 0,
             held: HashMap::new(),
         };
@@ -190,6 +202,7 @@ impl Schedule {
         let mut wake = Wake::default();
         self.end_lists(now, &mut wake);
         self.begin_lists(now, &mut wake);
+        self.let_paced_go_on(now, &mut wake);
         // One run a service in turn, until none may have one.
         let mut busy: Vec<Service> = self.services.clone();
         let first = self.first_service % busy.len();
@@ -198,6 +211,7 @@ impl Schedule {
         while !busy.is_empty() {
             busy.retain(|service| self.serve(*service, now, &mut wake));
         }
+        wake.maybe(self.paced.first().map(|(time, _)| *time));
         wake.0
     }
 
@@ -356,9 +370,8 @@ impl Schedule {
             let cursor = run.cursors.entry(*service).or_default();
             if (!cursor.ready.is_empty() || cursor.next < *chunks)
                 && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
-                && !lane.lists.contains(&key)
             {
-                lane.lists.push_back(key);
+                lane.lists.push(&run.list.message.app, key);
             }
         }
     }
@@ -382,9 +395,8 @@ impl Schedule {
             let opened = run.stretches.get(service).is_some_and(|ready| !ready.is_empty());
             if (opened || walk.next <= walk.last)
                 && let Some(lane) = self.lanes.get_mut(&run.list.lane(*service))
-                && !lane.lists.contains(&key)
             {
-                lane.lists.push_back(key);
+                lane.lists.push(&run.list.message.app, key);
             }
         }
     }
@@ -411,6 +423,18 @@ impl Schedule {
                 return;
             }
             self.beginnings.pop_first();
+            self.offer_list(key, now);
+        }
+    }
+
+    fn let_paced_go_on(&mut self, now: UnixMillis, wake: &mut Wake) {
+        while let Some(&(time, key)) = self.paced.first() {
+            // A clock that was put back is no reason to wait for the old time to come round again.
+            if time > now && time <= now.plus(PACED_MILLIS) {
+                wake.at(time);
+                return;
+            }
+            self.paced.pop_first();
             self.offer_list(key, now);
         }
     }
@@ -446,7 +470,12 @@ impl Schedule {
                 continue;
             }
             let most = if closed { 1 } else { u16::try_from(free).unwrap_or(RUN_MAX).min(RUN_MAX) };
-            if let Some(mut run) = self.pick(lane, most, now, wake) {
+            let picked = match self.pick(lane, most, now, wake) {
+                Picked::Run(run) => Some(run),
+                Picked::More => return true,
+                Picked::Nothing => None,
+            };
+            if let Some(mut run) = picked {
                 self.held.remove(&service);
                 run.origin = origin.clone();
                 self.origins.handed_out(service, origin.as_ref(), now, usize::from(run.most));
@@ -488,24 +517,32 @@ impl Schedule {
     }
 
     /// The next run of a lane: singles, due rows and lists take turns.
-    fn pick(&mut self, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Option<Run> {
+    fn pick(&mut self, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Picked {
         const TURNS: usize = 3;
-        let turn = self.lanes.get(&lane)?.turn;
+        let Some(turn) = self.lanes.get(&lane).map(|state| state.turn) else { return Picked::Nothing };
+        let mut more = false;
         for offset in 0..TURNS {
             let kind = (turn + offset) % TURNS;
             let run = match kind {
                 0 => self.pick_singles(lane, most),
                 1 => self.pick_due(lane, most, now, wake),
-                _ => self.pick_list(lane, most, now, wake),
+                _ => match self.pick_list(lane, most, now) {
+                    Picked::Run(run) => Some(run),
+                    Picked::More => {
+                        more = true;
+                        None
+                    }
+                    Picked::Nothing => None,
+                },
             };
-            if run.is_some() {
+            if let Some(run) = run {
                 if let Some(state) = self.lanes.get_mut(&lane) {
                     state.turn = kind + 1;
                 }
-                return run;
+                return Picked::Run(run);
             }
         }
-        None
+        if more { Picked::More } else { Picked::Nothing }
     }
 
     fn pick_singles(&mut self, lane: Lane, most: u16) -> Option<Run> {
@@ -554,24 +591,28 @@ impl Schedule {
         Some(Run { lane, source: Source::Due(keys), from: 0, most, origin: None, batch: None })
     }
 
-    fn pick_list(&mut self, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Option<Run> {
-        let turns = self.lanes.get(&lane)?.lists.len();
-        for _ in 0..turns {
-            let key = self.lanes.get_mut(&lane)?.lists.pop_front()?;
-            match self.pick_chunk(key, lane, most, now, wake) {
+    /// Looks at a few lists in turn. Each that gives no run leaves the lane, so none is looked at again before there is a reason.
+    fn pick_list(&mut self, lane: Lane, most: u16, now: UnixMillis) -> Picked {
+        for _ in 0..LISTS_LOOKED_AT {
+            let Some(key) = self.lanes.get_mut(&lane).and_then(|state| state.lists.pop()) else { return Picked::Nothing };
+            match self.pick_chunk(key, lane, most, now) {
                 Turn::Took(run) => {
-                    self.lanes.get_mut(&lane)?.lists.push_back(key);
-                    return Some(run);
+                    if let (Some(state), Some(of)) = (self.lanes.get_mut(&lane), self.lists.get(&key)) {
+                        state.lists.push(&of.list.message.app, key);
+                    }
+                    return Picked::Run(run);
                 }
-                Turn::Later => self.lanes.get_mut(&lane)?.lists.push_back(key),
+                Turn::Later(time) => {
+                    self.paced.insert((time, key));
+                }
                 // It comes back with news.
                 Turn::Leaves => {}
             }
         }
-        None
+        Picked::More
     }
 
-    fn pick_chunk(&mut self, key: ListKey, lane: Lane, most: u16, now: UnixMillis, wake: &mut Wake) -> Turn {
+    fn pick_chunk(&mut self, key: ListKey, lane: Lane, most: u16, now: UnixMillis) -> Turn {
         let Some(run) = self.lists.get_mut(&key) else { return Turn::Leaves };
         let message = &run.list.message;
         let (over, paused, chunks) = {
@@ -586,8 +627,7 @@ impl Schedule {
             Some(pace) => {
                 let allowed = pace.allowed(now);
                 if allowed == 0 {
-                    wake.at(pace.next(now));
-                    return Turn::Later;
+                    return Turn::Later(pace.next(now).clamp(now.plus(1), now.plus(PACED_MILLIS)));
                 }
                 allowed.min(usize::from(most))
             }
@@ -605,12 +645,12 @@ impl Schedule {
                     let _ended = self.settles.send(Settle::Walked(key));
                     Turn::Leaves
                 }
-                Err(ReadError) => Turn::Later,
+                Err(ReadError) => Turn::Later(now.plus(UNREAD_MILLIS)),
             };
         }
         let cursor = run.cursors.entry(lane.service).or_default();
         if cursor.ready.is_empty() && cursor.next < chunks && cursor.read(&self.store, key, lane.service, chunks).is_err() {
-            return Turn::Later;
+            return Turn::Later(now.plus(UNREAD_MILLIS));
         }
         let Some((chunk, from)) = cursor.ready.front_mut() else { return Turn::Leaves };
         let most = u16::try_from(allowed).unwrap_or(RUN_MAX).min(chunk.count - *from);
@@ -658,10 +698,18 @@ impl ListRun {
     }
 }
 
+/// What a lane has to hand out.
+enum Picked {
+    Run(Run),
+    /// Nothing yet, and there is more to look at: others have their turns first.
+    More,
+    Nothing,
+}
+
 enum Turn {
     Took(Run),
-    /// Keeps its turn: its pace, or the disk, says not now.
-    Later,
+    /// Its pace, or the disk, says not before then.
+    Later(UnixMillis),
     /// Nothing left, paused, or over: it is offered again when something changes.
     Leaves,
 }

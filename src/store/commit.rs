@@ -1,7 +1,7 @@
 //! What a connection prepares for the writer, and what the writer answers. The preparing (encoding, hashing) is done on the
 //! connection's thread; the writer only numbers, looks up and concatenates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,18 +13,35 @@ use crate::ingest::request::{
 };
 use crate::limits::{CHUNK_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
 use crate::message::{
-    Account, KeyId, Lane, Message, MessageId, Origin, Recipient, Segment, Service, SubscriptionId, UnixMillis, Urgency,
+    Account, KeyId, Lane, Message, MessageId, Origin, Rank, Recipient, Segment, Service, SubscriptionId, UnixMillis, Urgency,
 };
 use crate::store::erase::Swept;
 use crate::store::record::{Put, put_message, put_recipient};
-use crate::store::watch;
+use crate::store::{turns, watch};
 
 /// The lines of one connection that were read together, and where their answers go.
 pub struct Writes {
-    pub ops: Vec<Op>,
+    /// Those that the writer has not taken yet.
+    pub ops: VecDeque<Op>,
+    /// The answers of the others, given when all are on disk.
+    pub done: Vec<Done>,
+    /// So many of the answers are of earlier groups, which are on disk.
+    pub synced: usize,
     pub reply: tokio::sync::oneshot::Sender<Vec<Done>>,
+    /// Whether they go before others in the writer's queue.
+    pub rank: Rank,
+    pub from: turns::From,
     /// The place in the writer's queue and the memory that these lines hold; given back when they are answered.
     pub places: Vec<tokio::sync::OwnedSemaphorePermit>,
+}
+
+impl Writes {
+    /// Lines from inside the daemon, which hold no place of a connection.
+    pub fn new(ops: Vec<Op>, reply: tokio::sync::oneshot::Sender<Vec<Done>>) -> Writes {
+        let rank = if ops.iter().any(Op::is_urgent) { Rank::High } else { Rank::Normal };
+        let (from, done) = (turns::From::default(), Vec::with_capacity(ops.len()));
+        Writes { ops: ops.into(), done, synced: 0, reply, rank, from, places: Vec::new() }
+    }
 }
 
 /// One write.
@@ -101,6 +118,17 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether somebody waits for it just now: an urgent message, and what an operator says to a daemon that is busy.
+    pub fn is_urgent(&self) -> bool {
+        match self {
+            Op::Send(new) => new.message.urgency == Urgency::High,
+            Op::Cancel { .. } | Op::Pause { .. } | Op::Resume { .. } | Op::Drain { .. } | Op::Pass => true,
+            _ => false,
+        }
+    }
+}
+
 /// A `subscribe` that is to be taken.
 pub struct NewSubscription {
     pub subscribe: Subscribe,
@@ -148,6 +176,15 @@ pub struct NewMessage {
     pub new_origins: Vec<(Service, Origin)>,
     /// Who waits for its results.
     pub watch: Option<tokio::sync::mpsc::UnboundedSender<watch::Result>>,
+    /// It came by the operator's socket.
+    pub operators: bool,
+}
+
+impl NewMessage {
+    /// Whether it is a message of a few recipients that came with their keys: nothing has to be looked up for it.
+    pub fn is_single(&self) -> bool {
+        matches!(self.recipients, NewRecipients::Single(_))
+    }
 }
 
 /// Recipients of a new message.
@@ -245,6 +282,8 @@ pub struct Preparing<'a> {
     /// The key that is given to pages of the app: what a subscription is taken to be made with.
     pub first_key: KeyId,
     pub services: &'a super::Services,
+    /// The line came by the operator's socket.
+    pub operators: bool,
 }
 
 /// A `send`, ready for the writer.
@@ -314,6 +353,7 @@ pub fn prepare_send(send: Send, preparing: &Preparing<'_>) -> NewMessage {
         keys,
         new_origins,
         watch: None,
+        operators: preparing.operators,
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::commit::{Apps, Done, Op, Preparing, Writes};
 use super::read::Status;
 use super::sweep::{self, Sweep};
+use super::turns::{Turns, turns};
 use super::writer::{News, Settings, Settle, Settled, Settlement, Writer};
 use super::{Store, testing};
 use crate::clock;
@@ -72,7 +73,7 @@ pub struct Running {
     pub runs: VecDeque<Run>,
     schedule: Schedule,
     table: Arc<Table>,
-    commits: Sender<Writes>,
+    commits: Turns,
     settles: Sender<Settle>,
     high: Receiver<Run>,
     normal: Receiver<Run>,
@@ -94,13 +95,14 @@ impl Running {
         let store = Arc::new(Store::open(directory, &testing::settings(), &HOSTS.map(str::to_owned)).expect("it opens"));
         let (wake, _rung) = bounded(1);
         let news = Arc::new(News::new(wake));
-        let (commits, commits_out) = unbounded();
+        let (commits, commits_out) = turns();
         let (settles, settles_out) = unbounded();
         let (cancelled, cancellations) = bounded(1);
         let settings = Settings {
             // Checkpoints are written when the test says so, or when they are forced.
             checkpoint_interval: Duration::from_secs(3_600),
             max_pending: 1_000_000,
+            max_open: 100_000,
             log: Ending::ALL.into_iter().map(EventType::Ended).chain([EventType::Unreachable, EventType::Shown]).collect(),
             first_keys: HashMap::new(),
             apps: apps.clone(),
@@ -177,13 +179,13 @@ impl<M: Model> World<M> {
     /// The writer has yet to take them.
     pub fn hand_in(&mut self, ops: Vec<Op>) -> oneshot::Receiver<Vec<Done>> {
         let (reply, answers) = oneshot::channel();
-        self.run().commits.send(Writes { ops, reply, places: Vec::new() }).expect("the writer takes it");
+        assert!(self.run().commits.send(Writes::new(ops, reply)).is_ok(), "the writer takes it");
         answers
     }
 
     pub fn preparing(&self) -> Preparing<'_> {
         let services = &self.running.as_ref().expect("it runs").store.services;
-        Preparing { now: clock::now(), ttl0_patience: Duration::from_secs(5), first_key: KeyId([0; 8]), services }
+        Preparing { now: clock::now(), ttl0_patience: Duration::from_secs(5), first_key: KeyId([0; 8]), services, operators: false }
     }
 
     /// A browser at an origin that belongs to the service of `host`.

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use bytes::Bytes;
 
@@ -376,7 +376,10 @@ impl ListKey {
 
 /// A list or a campaign that has not ended: its message, and what changes.
 pub struct List {
+    /// Without its body, which stays on disk: scheduled and paused ones may be many. [`List::whole`] has it.
     pub message: Arc<Message>,
+    /// The message with its body, while deliveries of it are on their way.
+    whole: Mutex<Weak<Message>>,
     pub spread: Option<f64>,
     /// Of a campaign: whom it is for.
     pub wanted: Option<Wanted>,
@@ -506,6 +509,23 @@ impl ListState {
 }
 
 impl List {
+    /// A list as it begins.
+    pub fn new(message: Message, spread: Option<f64>, wanted: Option<Wanted>, keeps_outcomes: bool, state: ListState) -> List {
+        let message = Arc::new(Message { body: Bytes::new(), ..message });
+        List { message, whole: Mutex::default(), spread, wanted, keeps_outcomes, state: Mutex::new(state) }
+    }
+
+    /// The message with its body: as deliveries on their way share it, or as `read` gives it.
+    pub fn whole<E>(&self, read: impl FnOnce() -> Result<Arc<Message>, E>) -> Result<Arc<Message>, E> {
+        if let Some(message) = lock(&self.whole).upgrade() {
+            return Ok(message);
+        }
+        // Read outside the lock: two that read at once both get it.
+        let message = read()?;
+        *lock(&self.whole) = Arc::downgrade(&message);
+        Ok(message)
+    }
+
     /// The lane of its recipients at a service.
     pub fn lane(&self, service: Service) -> Lane {
         Lane { service, urgency: self.message.urgency }
@@ -582,8 +602,29 @@ impl Lists {
         lock(&self.0).insert(key, list);
     }
 
-    pub fn remove(&self, key: ListKey) {
-        lock(&self.0).remove(&key);
+    /// Takes a list away, if it is there.
+    pub fn remove(&self, key: ListKey) -> Option<Arc<List>> {
+        lock(&self.0).remove(&key)
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        lock(&self.0).len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Those that a rule concerns, oldest first.
+    pub fn of(&self, concerns: impl Fn(&Message) -> bool) -> Vec<(ListKey, Arc<List>)> {
+        let all = lock(&self.0);
+        let found = all.iter().filter(|(_, list)| concerns(&list.message)).map(|(key, list)| (*key, list.clone()));
+        let mut found: Vec<_> = found.collect();
+        drop(all);
+        found.sort_unstable_by_key(|(key, _)| *key);
+        found
     }
 
     /// All of them, oldest first.

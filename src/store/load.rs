@@ -58,6 +58,7 @@ impl Store {
     /// The deliveries of what was claimed in a stretch of a campaign, and the places where nobody is whom it concerns.
     #[allow(clippy::vec_box, reason = "each is moved on as a box")]
     pub fn judge(&self, batch: &Batch, list: &List, claimed: &[u16]) -> Result<(Vec<Box<Delivery>>, Vec<u16>), ReadError> {
+        let message = self.whole_message(list)?;
         let (Some(shape), Some(wanted)) = (&batch.shape, &list.wanted) else { return Ok((Vec::new(), claimed.to_vec())) };
         let mut found = Vec::with_capacity(claimed.len());
         self.read_stretch(batch.id.lane().service, shape, claimed, |place, key, row| {
@@ -67,11 +68,11 @@ impl Store {
                 }
                 let row = Bytes::copy_from_slice(row);
                 let registered = Registered { key, id: SubscriptionId::UNKNOWN, account: None };
-                let attributes = list.message.template.then(|| Arc::new(view.attributes()));
+                let attributes = message.template.then(|| Arc::new(view.attributes()));
                 let recipient = Recipient { registered: Some(registered), attributes, ..view.recipient(&row)? };
                 Ok(Some(Box::new(Delivery {
                     id: DeliveryId { batch: batch.id, index: place },
-                    message: list.message.clone(),
+                    message: message.clone(),
                     recipient,
                     attempts: 0,
                     tried_keys: 0,
@@ -166,7 +167,14 @@ impl Store {
                 return Err(error);
             }
         };
-        match record::read_due_row(row, due.delivery, due.time, || list.as_ref().map(|list| list.message.clone())) {
+        let message = match list.as_ref().map(|list| self.whole_message(list)).transpose() {
+            Ok(message) => message,
+            Err(error) => {
+                release();
+                return Err(error);
+            }
+        };
+        match record::read_due_row(row, due.delivery, due.time, || message) {
             Ok(Some(mut delivery)) => {
                 if let Err(error) = self.resolve(&mut delivery) {
                     release();
@@ -210,11 +218,22 @@ impl Store {
         Ok(found)
     }
 
-    /// The message of a list, open or ended, and its state and counters as they are on disk.
+    /// The message of an open list with its body, which is needed to send it.
+    pub fn whole_message(&self, list: &List) -> Result<Arc<Message>, ReadError> {
+        let key = ListKey::of(list.message.id);
+        // An open list has its row.
+        list.whole(|| self.stored_message(key)?.ok_or(ReadError))
+    }
+
+    /// The message of a list, open or ended, without the body if it is open.
     pub fn list_message(&self, key: ListKey) -> Result<Option<Arc<Message>>, ReadError> {
         if let Some(list) = self.lists.get(key) {
             return Ok(Some(list.message.clone()));
         }
+        self.stored_message(key)
+    }
+
+    fn stored_message(&self, key: ListKey) -> Result<Option<Arc<Message>>, ReadError> {
         let row = self.reader()?.value(family::MESSAGE, message_key(key, MessageRow::Message))?;
         Ok(row.and_then(|row| match Take::versioned(row).and_then(|mut take| record::take_message(&mut take)) {
             Ok(message) => Some(Arc::new(message)),

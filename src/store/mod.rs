@@ -5,6 +5,8 @@
 //! - [`commit`]: what a connection prepares for the writer.
 //! - [`load`]: what a worker reads before it seals.
 //! - [`read`]: what `status`, `events`, `stats`, `list_messages` answer.
+//! - [`shares`]: how much each app may have of a bounded thing.
+//! - [`turns`]: the writer's queue, in which sockets take turns.
 //! - [`sweep`]: deadlines, retention, space.
 //! - [`registry`]: subscriptions, accounts, segments, and walking over them; [`presence`]: who is online.
 //! - [`erase`]: erasures that the sweep finishes; [`watch`]: who waits for the results of a `test`.
@@ -22,11 +24,13 @@ pub mod presence;
 pub mod read;
 pub mod record;
 pub mod registry;
+pub mod shares;
 pub mod sweep;
+pub mod turns;
 pub mod watch;
 pub mod writer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -165,8 +169,10 @@ pub struct Gates {
     pub low_space: AtomicBool,
     /// A write failed for lack of space; the store is being reopened.
     pub full: AtomicBool,
-    /// `messages.max_pending` is reached.
+    /// The last line of an app was refused for `messages.max_pending`.
     pub max_pending: AtomicBool,
+    /// Those apps.
+    full_of: Mutex<BTreeSet<Arc<str>>>,
     /// `drain` or SIGTERM: nothing new is taken.
     pub draining: AtomicBool,
     /// Outcomes that are not on disk are more than promise 2 allows.
@@ -185,11 +191,35 @@ impl Gates {
             low_space: AtomicBool::new(false),
             full: AtomicBool::new(false),
             max_pending: AtomicBool::new(false),
+            full_of: Mutex::default(),
             draining: AtomicBool::new(false),
             too_many_unsynced: AtomicBool::new(false),
             started: Instant::now(),
             unsynced_since: AtomicU64::new(0),
             unsynced_max: u64::try_from(checkpoint_interval.as_millis()).unwrap_or(u64::MAX).saturating_mul(2),
+        }
+    }
+
+    /// Whether the last line of this app was refused for `messages.max_pending`. Set by the writer alone.
+    pub(crate) fn set_full_of(&self, app: &Arc<str>, full: bool) {
+        // The rule: no app is refused, and no lock is taken for a line.
+        if !full && !self.max_pending.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut apps = lock(&self.full_of);
+        if full {
+            apps.insert(app.clone());
+        } else {
+            apps.remove(app);
+        }
+        self.max_pending.store(!apps.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Whether the last line of one of these apps was refused for `messages.max_pending`.
+    pub fn is_full_of(&self, apps: &[Arc<str>]) -> bool {
+        self.max_pending.load(Ordering::Relaxed) && {
+            let full = lock(&self.full_of);
+            apps.iter().any(|app| full.contains(app))
         }
     }
 
@@ -820,18 +850,28 @@ struct LastCommit {
     written: UnixMillis,
     /// Deliveries that have not ended, as of the outcomes that are on disk.
     pending: u64,
+    /// How many of them are each app's. Rows of 0.1 end before it.
+    apps: Vec<(Arc<str>, u64)>,
 }
 
 impl LastCommit {
     fn encode(&self) -> Vec<u8> {
         let mut put = Put::versioned();
         put.u64(self.commit).u64(self.written.0).u64(self.pending);
+        for (app, pending) in &self.apps {
+            put.short(app.as_bytes()).u64(*pending);
+        }
         put.0
     }
 
     fn decode(row: Bytes) -> Result<LastCommit, record::Corrupt> {
         let mut take = Take::versioned(row)?;
-        Ok(LastCommit { commit: take.u64()?, written: UnixMillis(take.u64()?), pending: take.u64()? })
+        let (commit, written, pending) = (take.u64()?, UnixMillis(take.u64()?), take.u64()?);
+        let mut apps = Vec::new();
+        while !take.at_end() {
+            apps.push((take.str()?, take.u64()?));
+        }
+        Ok(LastCommit { commit, written, pending, apps })
     }
 }
 

@@ -7,7 +7,7 @@
 //! until its stored lease ends, at least for the grace from the start, so that its pages can tell again. No account is held for
 //! longer than `LEASE_MAX` and the grace from the last time it was told of, whatever the clock does: put back it makes no lease
 //! longer, put forward it ends leases early. Memory goes with the accounts that are held, some 120 bytes each, and not with
-//! renewals.
+//! renewals; leases are bounded in all, and each app has its part of them.
 //!
 //! It holds no clock: time is passed in. Accounts free without anybody asking are found by [`Presence::freed`], which must be
 //! asked at [`Presence::next`], and every minute or so in case the clock was put back.
@@ -15,8 +15,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
-use crate::limits::LEASE_MAX;
+use crate::limits::{LEASE_MAX, PRESENCE_LEASES_MAX};
 use crate::message::{AccountHash, UnixMillis};
+use crate::store::registry::row::App;
+use crate::store::shares::Shares;
 
 /// Sessions of an account that are kept apart.
 const SESSIONS_MAX: usize = 64;
@@ -34,6 +36,8 @@ pub struct Presence {
     frees: BTreeSet<(Moment, AccountHash)>,
     /// What the next checkpoint writes.
     unsaved: BTreeSet<AccountHash>,
+    /// The leases that each app has.
+    held: Shares<App>,
     /// Sessions are known by a hash: whatever they are called, they take eight bytes.
     names: RandomState,
 }
@@ -47,6 +51,8 @@ pub struct Told {
 }
 
 struct Account {
+    /// Whose it is; 0: it was restored, which does not say it.
+    app: App,
     /// In the order in which they were told; those that have ended go when another comes.
     leases: Vec<Lease>,
     /// The latest end of a lease: when it goes, or went, offline.
@@ -71,14 +77,38 @@ impl Presence {
             accounts: HashMap::new(),
             frees: BTreeSet::new(),
             unsaved: BTreeSet::new(),
+            held: Shares::new(PRESENCE_LEASES_MAX, []),
             names: RandomState::new(),
         }
+    }
+
+    /// These apps share what may be held.
+    pub fn share(&mut self, apps: impl IntoIterator<Item = App>) {
+        debug_assert!(self.accounts.is_empty(), "asked before anybody is told of");
+        self.held = Shares::new(PRESENCE_LEASES_MAX, apps);
+    }
+
+    /// The leases that each app has.
+    pub fn shares(&self) -> Vec<(App, u64)> {
+        self.held.each().copied().collect()
+    }
+
+    /// Whether there is room for a session of an account to be online: it has a lease already, or its app may have one more.
+    pub fn has_room(&self, app: App, who: AccountHash, session: Option<&str>, now: UnixMillis) -> bool {
+        let (moment, session) = (self.steady.at(now), self.names.hash_one(session.unwrap_or("")));
+        let account = self.accounts.get(&who);
+        // What a new lease takes the place of: its session's last one, one that has ended, or the first of too many.
+        account.is_some_and(|account| {
+            let goes = |lease: &Lease| lease.end <= moment || lease.session == session;
+            account.leases.len() >= self.sessions_max || account.leases.iter().any(goes)
+        }) || self.held.room(&app) > 0
     }
 
     /// Online: the session's lease runs from now on, however long its last one was. Offline: the session has ended, or all have,
     /// if none is named. A session without a name is one of its own.
     pub fn told(
         &mut self,
+        app: App,
         who: AccountHash,
         online: bool,
         lease_millis: Option<u64>,
@@ -89,14 +119,16 @@ impl Presence {
         if online {
             let lease = lease_millis.unwrap_or(self.grace).min(LEASE_MAX_MILLIS);
             let session = self.names.hash_one(session.unwrap_or(""));
-            self.lease(who, session, moment.plus(lease), moment, None);
+            self.lease(app, who, session, moment.plus(lease), moment, None);
         } else if let Some(account) = self.accounts.get_mut(&who)
             // Who is offline already went then, not now.
             && account.until > moment
         {
             let ended = session.map(|name| self.names.hash_one(name));
+            let before = account.leases.len();
             account.leases.retain(|lease| lease.end > moment && ended.is_some_and(|ended| lease.session != ended));
             let until = account.leases.iter().map(|lease| lease.end).max().unwrap_or(moment);
+            self.held.sub(&account.app, (before - account.leases.len()) as u64);
             self.set_until(who, until);
         }
         self.save_if_worth(who, moment);
@@ -114,7 +146,7 @@ impl Presence {
         let end = self.steady.believed(until, moment).max(moment.plus(self.grace));
         // Names are texts: nothing else hashes like this.
         let session = self.names.hash_one(0_u8);
-        self.lease(who, session, end, moment, Some(until));
+        self.lease(0, who, session, end, moment, Some(until));
     }
 
     /// The account is erased: nothing of it stays, and its row goes.
@@ -122,6 +154,7 @@ impl Presence {
         if let Some(account) = self.accounts.remove(&who) {
             self.frees.remove(&(account.until.plus(self.grace), who));
             self.unsaved.insert(who);
+            self.held.sub(&account.app, account.leases.len() as u64);
         }
     }
 
@@ -160,7 +193,9 @@ impl Presence {
             && free <= moment
         {
             self.frees.pop_first();
-            self.accounts.remove(&who);
+            if let Some(account) = self.accounts.remove(&who) {
+                self.held.sub(&account.app, account.leases.len() as u64);
+            }
             self.unsaved.insert(who);
             freed.push(who);
         }
@@ -192,9 +227,10 @@ impl Presence {
     }
 
     /// Gives a session a lease in place of its last one. `written`: what the account's row says, if that is where it comes from.
-    fn lease(&mut self, who: AccountHash, session: u64, end: Moment, moment: Moment, written: Option<UnixMillis>) {
-        let account = self.accounts.entry(who).or_insert(Account { leases: Vec::new(), until: Moment(0), written: None });
+    fn lease(&mut self, app: App, who: AccountHash, session: u64, end: Moment, moment: Moment, written: Option<UnixMillis>) {
+        let account = self.accounts.entry(who).or_insert(Account { app, leases: Vec::new(), until: Moment(0), written: None });
         account.written = written.or(account.written);
+        let before = account.leases.len();
         account.leases.retain(|lease| lease.end > moment && lease.session != session);
         if account.leases.len() >= self.sessions_max {
             // The one that ends first: the account stays online as long as it was told to.
@@ -206,6 +242,8 @@ impl Presence {
             account.leases.reserve_exact(1);
         }
         account.leases.push(Lease { session, end });
+        self.held.sub(&account.app, before as u64);
+        self.held.add(&account.app, account.leases.len() as u64);
         let until = account.leases.iter().map(|lease| lease.end).max().unwrap_or(end);
         self.set_until(who, until);
     }
@@ -281,8 +319,30 @@ mod tests {
 
     const START: UnixMillis = UnixMillis(1_800_000_000_000);
     const GRACE: u64 = 120_000;
+    const APP: App = 1;
     const ANNA: AccountHash = AccountHash(*b"anna----");
     const BERT: AccountHash = AccountHash(*b"bert----");
+
+    #[test]
+    fn an_app_has_as_many_leases_as_there_is_room_for() {
+        let mut presence = Presence { held: Shares::new(4, [APP, 2]), ..presence() };
+        let room = |presence: &Presence, app, who, session| presence.has_room(app, who, Some(session), START);
+        presence.told(APP, ANNA, true, Some(1_000), Some("a"), START);
+        presence.told(APP, ANNA, true, Some(5_000), Some("b"), START);
+        assert!(room(&presence, APP, BERT, "a"));
+        presence.told(APP, BERT, true, Some(9_000), Some("a"), START);
+        assert!(!room(&presence, APP, BERT, "b") && !room(&presence, APP, AccountHash(*b"carl----"), "a"), "one is the other app's");
+        assert!(room(&presence, APP, ANNA, "a"), "a renewal takes no more");
+        assert!(room(&presence, 2, AccountHash(*b"dora----"), "a"));
+        presence.told(APP, ANNA, false, None, Some("b"), START);
+        assert!(room(&presence, APP, BERT, "b"), "a session that has ended gives its place back");
+        presence.told(APP, ANNA, true, Some(1_000), Some("c"), START);
+        assert_eq!(presence.freed(at(10 * GRACE)).len(), 2);
+        assert_eq!(presence.held.total(), 0);
+        presence.told(APP, ANNA, true, None, Some("b"), at(10 * GRACE));
+        presence.forget(ANNA);
+        assert_eq!(presence.held.total(), 0);
+    }
 
     fn presence() -> Presence {
         Presence::new(GRACE)
@@ -303,7 +363,7 @@ mod tests {
     #[test]
     fn a_lease_runs_then_the_grace() {
         let mut presence = presence();
-        assert_eq!(presence.told(ANNA, true, Some(30_000), None, START), online(at(30_000)));
+        assert_eq!(presence.told(APP, ANNA, true, Some(30_000), None, START), online(at(30_000)));
         assert!(presence.is_online(ANNA, at(29_999)) && !presence.is_online(ANNA, at(30_000)));
         assert!(presence.holds_back(ANNA, at(149_999)) && !presence.holds_back(ANNA, at(150_000)));
         assert_eq!(presence.free_at(ANNA, at(10)), Some(at(150_000)));
@@ -319,40 +379,40 @@ mod tests {
     #[test]
     fn the_grace_is_the_default_lease() {
         let mut presence = presence();
-        assert_eq!(presence.told(ANNA, true, None, Some("tab"), START), online(at(GRACE)));
+        assert_eq!(presence.told(APP, ANNA, true, None, Some("tab"), START), online(at(GRACE)));
     }
 
     #[test]
     fn any_session_keeps_it_online() {
         let mut presence = presence();
-        presence.told(ANNA, true, Some(30_000), Some("phone"), START);
-        presence.told(ANNA, true, Some(60_000), Some("desk"), START);
-        presence.told(ANNA, true, Some(10_000), None, START);
-        assert_eq!(presence.told(ANNA, false, None, Some("desk"), at(1_000)), online(at(30_000)));
+        presence.told(APP, ANNA, true, Some(30_000), Some("phone"), START);
+        presence.told(APP, ANNA, true, Some(60_000), Some("desk"), START);
+        presence.told(APP, ANNA, true, Some(10_000), None, START);
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("desk"), at(1_000)), online(at(30_000)));
         // One that is not known, or has ended, changes nothing.
-        assert_eq!(presence.told(ANNA, false, None, Some("desk"), at(2_000)), online(at(30_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("desk"), at(2_000)), online(at(30_000)));
         // Nor does the one without a name end the others, but for a message that names none.
-        assert_eq!(presence.told(ANNA, false, None, Some(""), at(3_000)), online(at(30_000)));
-        assert_eq!(presence.told(ANNA, false, None, Some("phone"), at(4_000)), offline(at(4_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, Some(""), at(3_000)), online(at(30_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("phone"), at(4_000)), offline(at(4_000)));
         assert_eq!(presence.free_at(ANNA, at(4_000)), Some(at(4_000 + GRACE)));
     }
 
     #[test]
     fn offline_without_a_session_ends_all() {
         let mut presence = presence();
-        presence.told(ANNA, true, None, Some("phone"), START);
-        presence.told(ANNA, true, None, None, START);
-        assert_eq!(presence.told(ANNA, false, None, None, at(5_000)), offline(at(5_000)));
+        presence.told(APP, ANNA, true, None, Some("phone"), START);
+        presence.told(APP, ANNA, true, None, None, START);
+        assert_eq!(presence.told(APP, ANNA, false, None, None, at(5_000)), offline(at(5_000)));
         // Said again it does not start the grace anew.
-        assert_eq!(presence.told(ANNA, false, None, None, at(50_000)), offline(at(5_000)));
-        assert_eq!(presence.told(ANNA, false, None, Some("phone"), at(60_000)), offline(at(5_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, None, at(50_000)), offline(at(5_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("phone"), at(60_000)), offline(at(5_000)));
         assert_eq!(presence.freed(at(5_000 + GRACE)), [ANNA]);
     }
 
     #[test]
     fn who_was_not_here_need_not_wait() {
         let mut presence = presence();
-        assert_eq!(presence.told(ANNA, false, None, None, START), Told { online: false, until: None });
+        assert_eq!(presence.told(APP, ANNA, false, None, None, START), Told { online: false, until: None });
         assert!(!presence.holds_back(ANNA, START));
         assert_eq!((presence.next(), presence.changed()), (None, vec![]));
     }
@@ -360,20 +420,20 @@ mod tests {
     #[test]
     fn a_shorter_lease_takes_the_place_of_a_longer_one() {
         let mut presence = presence();
-        presence.told(ANNA, true, Some(3_600_000), None, START);
-        assert_eq!(presence.told(ANNA, true, Some(1_000), None, at(10)), online(at(1_010)));
+        presence.told(APP, ANNA, true, Some(3_600_000), None, START);
+        assert_eq!(presence.told(APP, ANNA, true, Some(1_000), None, at(10)), online(at(1_010)));
         assert_eq!(presence.next(), Some(at(1_010 + GRACE)));
     }
 
     #[test]
     fn a_reload_within_the_grace_is_no_leaving() {
         let mut presence = presence();
-        presence.told(ANNA, true, None, None, START);
-        presence.told(ANNA, false, None, None, at(1_000));
-        presence.told(ANNA, true, None, None, at(3_000));
+        presence.told(APP, ANNA, true, None, None, START);
+        presence.told(APP, ANNA, false, None, None, at(1_000));
+        presence.told(APP, ANNA, true, None, None, at(3_000));
         assert_eq!(presence.freed(at(1_000 + GRACE)), []);
         // Free for a moment, and back before anybody asked: then it is told when it is free for good.
-        presence.told(ANNA, true, Some(1), None, at(10 * GRACE));
+        presence.told(APP, ANNA, true, Some(1), None, at(10 * GRACE));
         assert_eq!(presence.freed(at(10 * GRACE)), []);
         assert_eq!(presence.freed(at(11 * GRACE + 1)), [ANNA]);
     }
@@ -383,8 +443,8 @@ mod tests {
         let mut presence = presence();
         let mut rows = 0;
         for n in 0..10_000 {
-            presence.told(ANNA, true, None, Some("tab"), at(n * 30_000));
-            presence.told(BERT, true, Some(3_600_000), Some("tab"), at(n * 1_000));
+            presence.told(APP, ANNA, true, None, Some("tab"), at(n * 30_000));
+            presence.told(APP, BERT, true, Some(3_600_000), Some("tab"), at(n * 1_000));
             rows += presence.changed().iter().filter(|(who, _)| *who == ANNA).count();
         }
         assert_eq!((presence.frees.len(), presence.accounts[&ANNA].leases.len()), (2, 1));
@@ -398,13 +458,13 @@ mod tests {
         let mut presence = presence();
         let mut rows = Vec::new();
         for second in 0..600 {
-            presence.told(ANNA, true, Some(3_600_000), None, at(second * 1_000));
+            presence.told(APP, ANNA, true, Some(3_600_000), None, at(second * 1_000));
             rows.extend(presence.changed());
         }
         let expected: Vec<_> = (0..10).map(|minute| (ANNA, Some(at(3_600_000 + minute * 60_000)))).collect();
         assert_eq!(rows, expected);
         // Leaving is far from what the row says.
-        presence.told(ANNA, false, None, None, at(600_000));
+        presence.told(APP, ANNA, false, None, None, at(600_000));
         assert_eq!(presence.changed(), [(ANNA, Some(at(600_000)))]);
         presence.freed(at(600_000 + GRACE));
         assert_eq!(presence.changed(), [(ANNA, None)]);
@@ -414,16 +474,16 @@ mod tests {
     #[test]
     fn sessions_are_bounded() {
         let mut presence = presence();
-        presence.told(ANNA, true, Some(1_000_000), Some("the longest"), START);
+        presence.told(APP, ANNA, true, Some(1_000_000), Some("the longest"), START);
         for n in 0..1_000 {
-            presence.told(ANNA, true, Some(10_000 + n), Some(&n.to_string()), START);
+            presence.told(APP, ANNA, true, Some(10_000 + n), Some(&n.to_string()), START);
         }
         assert_eq!(presence.accounts[&ANNA].leases.len(), SESSIONS_MAX);
         assert!(presence.accounts[&ANNA].leases.capacity() <= SESSIONS_MAX);
-        assert_eq!(presence.told(ANNA, false, None, Some("999"), at(1)), online(at(1_000_000)));
-        assert_eq!(presence.told(ANNA, false, None, Some("the longest"), at(1)), online(at(10_998)));
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("999"), at(1)), online(at(1_000_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("the longest"), at(1)), online(at(10_998)));
         // The sessions that have ended make room.
-        presence.told(ANNA, true, None, Some("new"), at(20_000));
+        presence.told(APP, ANNA, true, None, Some("new"), at(20_000));
         assert_eq!(presence.accounts[&ANNA].leases.len(), 1);
     }
 
@@ -438,9 +498,9 @@ mod tests {
         // What was read is not written again.
         assert_eq!(presence.changed(), []);
         // The stored lease belongs to no session, but the whole account can leave.
-        presence.told(ANNA, true, None, Some("tab"), START);
-        assert_eq!(presence.told(ANNA, false, None, Some("tab"), at(1)), online(at(1_000_000)));
-        assert_eq!(presence.told(ANNA, false, None, None, at(2)), offline(at(2)));
+        presence.told(APP, ANNA, true, None, Some("tab"), START);
+        assert_eq!(presence.told(APP, ANNA, false, None, Some("tab"), at(1)), online(at(1_000_000)));
+        assert_eq!(presence.told(APP, ANNA, false, None, None, at(2)), offline(at(2)));
         assert_eq!(presence.freed(at(2 * GRACE)), [ANNA, BERT]);
         assert_eq!(presence.changed(), [(ANNA, None), (BERT, None)]);
     }
@@ -448,8 +508,8 @@ mod tests {
     #[test]
     fn a_clock_put_back_makes_no_lease_longer() {
         let mut presence = presence();
-        presence.told(ANNA, true, Some(30_000), None, START);
-        presence.told(BERT, true, Some(3_600_000), None, START);
+        presence.told(APP, ANNA, true, Some(30_000), None, START);
+        presence.told(APP, BERT, true, Some(3_600_000), None, START);
         assert_eq!(presence.freed(at(10_000)), []);
         // A year: 20 s of the lease are left.
         let back = |millis: u64| UnixMillis(START.0 - 31_536_000_000 + millis);
@@ -460,7 +520,7 @@ mod tests {
         assert!(presence.is_online(ANNA, back(19_999)) && !presence.is_online(ANNA, back(20_000)));
         assert_eq!(presence.freed(back(140_000)), [ANNA]);
         // New leases are told in the new time, and put into the rows.
-        let told = presence.told(BERT, true, Some(3_600_000), None, back(150_000));
+        let told = presence.told(APP, BERT, true, Some(3_600_000), None, back(150_000));
         assert_eq!(told, online(back(3_750_000)));
         assert!(presence.changed().contains(&(BERT, Some(back(3_750_000)))));
     }
@@ -470,9 +530,9 @@ mod tests {
         let mut presence = presence();
         presence.restore(ANNA, UnixMillis::NEVER, START);
         assert_eq!(presence.next(), Some(at(86_400_000 + GRACE)));
-        presence.told(BERT, true, Some(u64::MAX), None, START);
+        presence.told(APP, BERT, true, Some(u64::MAX), None, START);
         assert_eq!(presence.free_at(BERT, START), Some(at(86_400_000 + GRACE)));
-        presence.told(BERT, true, None, None, UnixMillis::NEVER);
+        presence.told(APP, BERT, true, None, None, UnixMillis::NEVER);
         presence.freed(UnixMillis(0));
         presence.freed(UnixMillis::NEVER);
     }
@@ -580,13 +640,13 @@ mod tests {
                 match step {
                     Step::Online { who, lease, session } => {
                         let session = session.map(|session| session.to_string());
-                        let told = presence.told(name(who), true, lease, session.as_deref(), clock);
+                        let told = presence.told(APP, name(who), true, lease, session.as_deref(), clock);
                         let expected = model.told(name(who), Some(lease.unwrap_or(grace)), session.as_deref(), MOST, time);
                         prop_assert_eq!(told, Told { until: expected.until.map(shown), ..expected });
                     }
                     Step::Offline { who, session } => {
                         let session = session.map(|session| session.to_string());
-                        let told = presence.told(name(who), false, None, session.as_deref(), clock);
+                        let told = presence.told(APP, name(who), false, None, session.as_deref(), clock);
                         let expected = model.told(name(who), None, session.as_deref(), MOST, time);
                         prop_assert_eq!(told, Told { until: expected.until.map(shown), ..expected });
                     }

@@ -1,5 +1,7 @@
 //! Who waits for the results of a `test`: told by the writer as its recipients end, whether or not events are kept of that.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::message::{Ending, SubscriptionId};
@@ -16,6 +18,7 @@ pub struct Result {
 
 /// A watched message; it is bounded by the recipients of a single, and dropped when all have ended or nobody listens.
 pub struct Watch {
+    pub app: Arc<str>,
     pub results: UnboundedSender<Result>,
     pub left: usize,
 }

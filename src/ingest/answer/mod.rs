@@ -376,14 +376,16 @@ impl Answerer {
     fn write_ping(&self, id: &RequestId, out: &mut Vec<u8>) {
         let gates = &self.door.store.gates;
         let closed = |gate: &std::sync::atomic::AtomicBool| gate.load(Ordering::Relaxed);
+        // What other apps have waiting is not told.
+        let max_pending = gates.is_full_of(&self.socket.apps());
         let mut reasons = Vec::new();
-        for (gate, reason) in [
-            (&gates.low_space, "low_space"),
-            (&gates.full, "full"),
-            (&gates.max_pending, "max_pending"),
-            (&gates.draining, "draining"),
+        for (is_closed, reason) in [
+            (closed(&gates.low_space), "low_space"),
+            (closed(&gates.full), "full"),
+            (max_pending, "max_pending"),
+            (closed(&gates.draining), "draining"),
         ] {
-            if closed(gate) {
+            if is_closed {
                 reasons.push(reason);
             }
         }
@@ -393,7 +395,7 @@ impl Answerer {
         let state = match () {
             () if closed(&gates.draining) => "draining",
             () if closed(&gates.low_space) || closed(&gates.full) => "read_only",
-            () if closed(&gates.max_pending) || gates.checkpoint_late() => "overloaded",
+            () if max_pending || gates.checkpoint_late() => "overloaded",
             () => "ok",
         };
         begin_ok(out, id);

@@ -39,6 +39,7 @@ pub fn rules_of(apps: &[(&str, &str)]) -> Rules {
         retention: Duration::from_secs(604_800),
         at_max: Duration::from_secs(7_776_000),
         max_pending: 20_000_000,
+        max_open: 20_000,
     };
     Rules::new(apps, Arc::new(EndpointPolicy::new(Policy::Known, Vec::new())), messages)
 }

@@ -11,23 +11,34 @@ mod stories;
 pub mod walk;
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::message::{AccountHash, Delivery, Name, Recipient, Registered, Segment, Service, SubscriptionId, SubscriptionKey};
+use crate::limits::DISABLED_ACCOUNTS_MAX;
 use crate::store::commit::Apps;
+use crate::store::live::lock;
 use crate::store::registry::row::{App, Detail, Kind, Posting, Subscription, View};
 use crate::store::registry::walk::Wanted;
+use crate::store::shares::Shares;
 use crate::store::{ReadError, Store, family, key};
 
 /// What of the registry is in memory.
-#[derive(Default)]
 pub struct Registry {
     apps: RwLock<Vec<(App, Arc<str>)>>,
     /// The accounts that receive nothing.
     disabled: RwLock<HashSet<AccountHash>>,
+    /// How many of them each app has. Changed by the writer alone.
+    switched_off: Mutex<Shares<App>>,
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        let switched_off = Mutex::new(Shares::new(DISABLED_ACCOUNTS_MAX, []));
+        Registry { apps: RwLock::default(), disabled: RwLock::default(), switched_off }
+    }
 }
 
 impl Registry {
@@ -44,6 +55,7 @@ impl Registry {
     }
 
     pub(super) fn learn_app(&self, number: App, name: Arc<str>) {
+        lock(&self.switched_off).know(number);
         self.apps.write().unwrap_or_else(PoisonError::into_inner).push((number, name));
     }
 
@@ -62,14 +74,30 @@ impl Registry {
         !self.disabled.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// The numbers of all apps.
+    pub(super) fn numbers(&self) -> Vec<App> {
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
+        apps.iter().map(|(number, _)| *number).collect()
+    }
+
+    /// How many accounts each app has disabled.
+    pub(super) fn disabled_shares(&self) -> Vec<(App, u64)> {
+        lock(&self.switched_off).each().copied().collect()
+    }
+
+    /// Whether an app may disable one more account.
+    pub(super) fn may_disable(&self, app: App) -> bool {
+        lock(&self.switched_off).room(&app) > 0
+    }
+
     /// Only the writer switches accounts.
-    pub(super) fn set_disabled(&self, who: AccountHash, disabled: bool) {
+    pub(super) fn set_disabled(&self, app: App, who: AccountHash, disabled: bool) {
         let mut set = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
-        if disabled {
-            set.insert(who)
-        } else {
-            set.remove(&who)
-        };
+        if disabled && set.insert(who) {
+            lock(&self.switched_off).add(&app, 1);
+        } else if !disabled && set.remove(&who) {
+            lock(&self.switched_off).sub(&app, 1);
+        }
     }
 }
 
@@ -106,7 +134,7 @@ impl Store {
         })?;
         reader.scan(family::INDEX, &[2], &[3], |key, _| {
             match row::disabled_from(key) {
-                Ok((app, account)) => self.registry.set_disabled(account_hash(app, &account), true),
+                Ok((app, account)) => self.registry.set_disabled(app, account_hash(app, &account), true),
                 Err(_) => self.corrupt(family::INDEX),
             }
             true

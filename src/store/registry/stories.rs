@@ -707,7 +707,7 @@ fn a_subscribe_whose_confirm_is_not_taken_changes_nothing() {
         prepare_subscribe(subscribe, Some(confirm), &world.preparing())
     };
     // As many wait as may.
-    let pending = store.pending.swap(1_000_000, Ordering::Relaxed);
+    world.run().writer.fill(1_000_000);
     let refused = op(&mut world, 1, Some(2));
     let done = world.hand_over(refused);
     assert!(matches!(&done, Done::Failed { problem, .. } if problem.code == Code::Overloaded), "{done:?}");
@@ -716,7 +716,7 @@ fn a_subscribe_whose_confirm_is_not_taken_changes_nothing() {
     // Nothing is sent to one that is known, so nothing is against it.
     let known = op(&mut world, 2, None);
     assert_eq!(world.hand_over(known), Done::Subscribed { id: id_of(2), created: false });
-    store.pending.store(pending, Ordering::Relaxed);
+    world.run().writer.unfill(1_000_000);
     let taken = op(&mut world, 1, None);
     assert_eq!(world.hand_over(taken), Done::Subscribed { id: id_of(1), created: true });
     assert_eq!(store.pending.load(Ordering::Relaxed), 1);

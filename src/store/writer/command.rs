@@ -157,14 +157,15 @@ impl Writer {
 
     /// The lists that a rule concerns.
     pub(super) fn lists_of(&self, holder: &Holder) -> Vec<(ListKey, Arc<List>)> {
-        let mut lists = self.store.lists.all();
-        lists.retain(|(_, list)| match holder {
-            Holder::Message(id) => list.message.id == *id,
-            Holder::Label(app, label) => list.message.app == *app && list.message.label.as_ref() == Some(label),
-            Holder::App(app) => list.message.app == *app,
-            Holder::Account(_) | Holder::Subscription(_) => false,
-        });
-        lists
+        match holder {
+            Holder::Message(id) => {
+                let key = ListKey::of(*id);
+                self.store.lists.get(key).filter(|list| list.message.id == *id).map(|list| (key, list)).into_iter().collect()
+            }
+            Holder::Label(app, label) => self.store.lists.of(|of| of.app == *app && of.label.as_ref() == Some(label)),
+            Holder::App(app) => self.store.lists.of(|of| of.app == *app),
+            Holder::Account(_) | Holder::Subscription(_) => Vec::new(),
+        }
     }
 
     /// What a message id names: an open list, or the head of a single; None: a list that has ended.

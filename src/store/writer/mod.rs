@@ -43,16 +43,18 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
 use crate::ingest::request::EventType;
-use crate::limits::CHECKPOINT_OUTCOMES;
+use crate::limits::{CHECKPOINT_OUTCOMES, WATCHES_MAX};
 use crate::message::{
     AccountHash, BatchId, Delivery, DeliveryId, Ending, KeyId, MessageId, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
 use crate::metrics;
-use crate::store::commit::{Apps, Writes};
+use crate::store::commit::Apps;
 use crate::store::key::{DueKey, Waiting};
 use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};
 use crate::store::record::{self, Take};
 use crate::store::registry::row::Fallback;
+use crate::store::shares::Shares;
+use crate::store::turns::Commits;
 use crate::store::watch::Watch;
 use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
@@ -153,6 +155,8 @@ pub enum Decided {
 pub struct Settings {
     pub checkpoint_interval: Duration,
     pub max_pending: u64,
+    /// `messages.max_open`.
+    pub max_open: u64,
     /// Which types of events are kept.
     pub log: HashSet<EventType>,
     /// The key that pages of each app get: deliveries that end without an attempt are counted under it.
@@ -177,7 +181,7 @@ const SETTLES_WAITING: usize = 64;
 pub struct Writer {
     store: Arc<Store>,
     settings: Settings,
-    commits: Receiver<Writes>,
+    commits: Commits,
     settles: Receiver<Settle>,
     news: Arc<News>,
     /// Tells the sweep of a cancellation.
@@ -195,14 +199,22 @@ pub struct Writer {
     walked_out: Vec<ListKey>,
     /// `test`s that wait for their results.
     watches: HashMap<MessageId, Watch>,
+    /// How many of them each app has.
+    watched: Shares<Arc<str>>,
     /// What is to end as soon as nobody is busy with it.
     pursued: HashMap<DeliveryId, Pursuit>,
     /// When it last began to do what there was to do.
     last_turn: Instant,
     last_checkpoint: Instant,
     last_first_rows: Instant,
-    /// Pending deliveries as of the last checkpoint, plus commits since.
-    pending_synced: u64,
+    /// Deliveries that have not ended, and whose they are.
+    pending: Shares<Arc<str>>,
+    /// The same as of the last checkpoint, plus commits since.
+    pending_synced: Shares<Arc<str>>,
+    /// Lists, streams and campaigns that have not ended.
+    open_lists: Shares<Arc<str>>,
+    /// When the metrics were last told of shares.
+    shown: Option<Instant>,
     /// When the store was found full, and when to try next.
     full: Option<Instant>,
     stopping: bool,
@@ -261,14 +273,16 @@ impl Writer {
     pub fn open(
         store: Arc<Store>,
         settings: Settings,
-        commits: Receiver<Writes>,
+        commits: Commits,
         settles: Receiver<Settle>,
         news: Arc<News>,
         cancelled: Sender<()>,
     ) -> Result<Writer, ReadError> {
         let reader = store.reader()?;
         let last = reader.value(family::META, "last")?.map(|row| LastCommit::decode(row).map_err(|record::Corrupt| ReadError));
-        let (next_commit, pending) = last.transpose()?.map_or((1, 0), |last| (last.commit + 1, last.pending));
+        let last = last.transpose()?;
+        let next_commit = last.as_ref().map_or(1, |last| last.commit + 1);
+        let pending = pending_from(last, &settings);
         let events_end = reader.value(family::META, "events_end")?.map(|row| Take::new(row).u64().map_err(|_| ReadError));
         let events_end = events_end.transpose()?.unwrap_or(1);
         let mut releasing = VecDeque::new();
@@ -277,7 +291,7 @@ impl Writer {
             true
         })?;
         drop(reader);
-        store.pending.store(pending, Ordering::Relaxed);
+        store.pending.store(pending.total(), Ordering::Relaxed);
         store.written.store(next_commit - 1, Ordering::Release);
         store.events_end.send_replace(events_end);
         let next_serial = store.last_serials()?.into_iter().map(|(service, last)| (service, last + 1)).collect();
@@ -286,6 +300,9 @@ impl Writer {
         load_lists(&store)?;
         load_presence(&store, settings.grace)?;
         know_apps(&store, &settings.apps)?;
+        let mut open_lists = Shares::new(settings.max_open, settings.apps.iter().cloned());
+        store.lists.all().iter().for_each(|(_, list)| open_lists.add(&list.message.app, 1));
+        let watched = Shares::new(WATCHES_MAX, settings.apps.iter().cloned());
         let mut writer = Writer {
             store,
             settings,
@@ -302,11 +319,15 @@ impl Writer {
             crowds: HashMap::new(),
             walked_out: Vec::new(),
             watches: HashMap::new(),
+            watched,
             pursued: HashMap::new(),
             last_turn: Instant::now(),
             last_checkpoint: Instant::now(),
             last_first_rows: Instant::now(),
-            pending_synced: pending,
+            pending_synced: pending.clone(),
+            pending,
+            open_lists,
+            shown: None,
             full: None,
             stopping: false,
         };
@@ -381,7 +402,7 @@ impl Writer {
         let mut select = crossbeam_channel::Select::new();
         let pause = SETTLE_PAUSE.saturating_sub(self.last_turn.elapsed());
         if !pause.is_zero() && self.full.is_none() && self.settles.len() < SETTLES_WAITING {
-            select.recv(&self.commits);
+            select.recv(self.commits.bell());
             if select.ready_timeout(pause.min(patience)).is_ok() {
                 return;
             }
@@ -389,7 +410,7 @@ impl Writer {
         }
         select.recv(&self.settles);
         if self.full.is_none() {
-            select.recv(&self.commits);
+            select.recv(self.commits.bell());
         }
         let _timeout = select.ready_timeout(patience.min(Duration::from_millis(500)));
     }
@@ -414,6 +435,17 @@ impl Writer {
     }
 }
 
+/// What is pending as the row `last` says. Of a row that does not say whose it is, nobody is known to have it.
+fn pending_from(last: Option<LastCommit>, settings: &Settings) -> Shares<Arc<str>> {
+    let mut pending = Shares::new(settings.max_pending, settings.apps.iter().cloned());
+    if let Some(last) = last {
+        let known: u64 = last.apps.iter().map(|(_, pending)| pending).sum();
+        last.apps.iter().for_each(|(app, n)| pending.add(app, *n));
+        pending.add_unknown(last.pending.saturating_sub(known));
+    }
+    pending
+}
+
 /// For tests that play the writer's thread themselves.
 #[cfg(test)]
 impl Writer {
@@ -422,6 +454,16 @@ impl Writer {
         let before = self.last_checkpoint;
         self.turn().expect("the store is written");
         self.last_checkpoint != before
+    }
+
+    /// So many deliveries more are pending, of no app.
+    pub(super) fn fill(&mut self, n: u64) {
+        self.pending.add_unknown(n);
+    }
+
+    /// The opposite.
+    pub(super) fn unfill(&mut self, n: u64) {
+        self.pending.sub(&Arc::from(""), n);
     }
 
     /// A disk that was found full is tried now.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use crate::clock;
-use crate::ingest::request::{Read, Whose};
+use crate::ingest::request::{Code, Read, Whose};
 use crate::message::{AccountHash, DeliveryId, Ending, MessageId, SubscriptionId, SubscriptionKey, UnixMillis};
 use crate::store::commit::{Apps, Done, topic_key};
 use crate::store::key::{self, ChunkKey};
@@ -29,16 +29,25 @@ impl Writer {
         session: Option<&str>,
         apps: &Apps,
         group: &Group,
-    ) -> Done {
+    ) -> Result<Done, Failure> {
         let mut told = None;
+        if online {
+            let presence = lock(&self.store.presence);
+            let numbers = who.apps(apps).iter().filter_map(|app| self.store.registry.app(app));
+            for number in numbers {
+                if !presence.has_room(number, account_hash(number, &who.account), session, group.now) {
+                    return Err(Failure::later(Code::Overloaded, "as many accounts are online as may be held", 60.0));
+                }
+            }
+        }
         for app in who.apps(apps) {
             let Some(number) = self.store.registry.app(app) else { continue };
             let hash = account_hash(number, &who.account);
             let lease = lease.map(|seconds| (seconds * 1_000.0) as u64);
-            told = Some(lock(&self.store.presence).told(hash, online, lease, session, group.now));
+            told = Some(lock(&self.store.presence).told(number, hash, online, lease, session, group.now));
         }
         let online = told.is_some_and(|told| told.online);
-        Done::Presence { online, until: told.and_then(|told| told.until) }
+        Ok(Done::Presence { online, until: told.and_then(|told| told.until) })
     }
 
     /// Lets go what waited for accounts that have been offline for the grace.
@@ -138,6 +147,16 @@ impl Writer {
             let batch = key.batch(list.message.urgency);
             let wanted: Vec<u16> = (0..key.count).collect();
             let value = Bytes::copy_from_slice(value);
+            // All recipients of a list came with their keys, or all are of the registry: only the latter have accounts, and a list of
+            // millions of the former is not read.
+            let mut registered = true;
+            let first = &wanted[..wanted.len().min(1)];
+            let _set_aside = record::read_chunk_row(&value, batch, &list.message, first, |delivery| {
+                registered = delivery.recipient.registered.is_some();
+            });
+            if !registered {
+                return false;
+            }
             let _set_aside = record::read_chunk_row(&value, batch, &list.message, &wanted, |delivery| {
                 let account = delivery.recipient.registered.and_then(|registered| registered.account);
                 if account.is_some_and(|account| accounts.contains(&account)) {
@@ -225,6 +244,7 @@ fn unreachable_event<'a>(fallback: &'a Fallback, reason: &'static str, now: Unix
 /// Who counts as online at the start.
 pub(super) fn load_presence(store: &Store, grace: u64) -> Result<(), ReadError> {
     let mut presence = Presence::new(grace);
+    presence.share(store.registry.numbers());
     let now = clock::now();
     store.reader()?.scan(family::INDEX, &[5], &[6], |row, value| {
         if let (Some(who), Ok(until)) = (row.get(1..9), value.try_into()) {

@@ -183,7 +183,7 @@ impl Writer {
 
     pub(super) fn take_subscribe(&mut self, new: NewSubscription, group: &mut Group) -> Result<Done, Failure> {
         let NewSubscription { subscribe, id, first_key, new_origins, confirm } = new;
-        if let Some(failure) = self.closed_door(0) {
+        if let Some(failure) = self.closed_door(&subscribe.app, 0, false) {
             return Err(failure);
         }
         let app = self.app(&subscribe.app)?;
@@ -218,7 +218,7 @@ impl Writer {
         let created = old.is_none();
         // Nothing is changed before it is sure that the message, too, is taken.
         let confirm = confirm.filter(|_| created);
-        if let Some(failure) = confirm.as_ref().and_then(|_| self.closed_door(1)) {
+        if let Some(failure) = confirm.as_ref().and_then(|_| self.closed_door(&subscribe.app, 1, false)) {
             return Err(failure);
         }
         if let Some((other, stored)) = leaves {
@@ -315,6 +315,9 @@ impl Writer {
     pub(super) fn take_account(&mut self, who: &Whose, enabled: bool, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         for app in who.apps(apps) {
             let number = self.app(app)?;
+            if !enabled && !self.store.registry.may_disable(number) {
+                return Err(Failure::later(Code::Overloaded, "as many accounts are disabled as may be", 3_600.0));
+            }
             self.switch(number, &who.account, enabled, group)?;
         }
         Ok(Done::Updated)
@@ -337,8 +340,8 @@ impl Writer {
         for stored in &stored {
             self.counted(stored).into_iter().for_each(|posting| *changes.entry(posting).or_default() -= 1);
         }
-        self.store.registry.set_disabled(hash, !enabled);
-        group.switched.push((hash, enabled));
+        self.store.registry.set_disabled(app, hash, !enabled);
+        group.switched.push((app, hash, enabled));
         for stored in &stored {
             self.counted(stored).into_iter().for_each(|posting| *changes.entry(posting).or_default() += 1);
         }

@@ -81,7 +81,7 @@ pub(super) fn list_message_row(message: &[u8], list: &List) -> Vec<u8> {
 /// A list's message, spread and state from its three rows.
 pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) -> Result<List, record::Corrupt> {
     let mut take = Take::versioned(message)?;
-    let message = Arc::new(record::take_message(&mut take)?);
+    let message = record::take_message(&mut take)?;
     let spread = take_maybe_f64(&mut take)?;
     let kind = take.u8()?;
     let wanted = match kind {
@@ -129,7 +129,7 @@ pub fn read_list(message: Bytes, state: Option<Bytes>, counts: Option<Bytes>) ->
             read.closed |= read.over.is_some();
         }
     }
-    Ok(List { message, spread, wanted, keeps_outcomes: kind == 2, state: std::sync::Mutex::new(read) })
+    Ok(List::new(message, spread, wanted, kind == 2, read))
 }
 
 /// The stretches of a campaign that were opened before the start. What was in flight then is met anew.
@@ -157,39 +157,38 @@ fn load_stretches(store: &Store, list: &List) -> Result<(), ReadError> {
     Ok(())
 }
 
+/// Reads the lists that are open, row by row: of those that have ended, which are kept for their status, nothing stays in memory.
 pub(super) fn load_lists(store: &Store) -> Result<(), ReadError> {
-    let mut rows: BTreeMap<Vec<u8>, [Option<Bytes>; 3]> = BTreeMap::new();
+    let mut rows: [Option<Bytes>; 3] = Default::default();
+    let mut of: Vec<u8> = Vec::new();
     let mut open = Vec::new();
-    let reader = store.reader()?;
-    reader.scan(family::MESSAGE, &[], &[255; 16], |key, value| {
+    let mut take = |rows: &mut [Option<Bytes>; 3]| {
+        let [message, state, counts] = std::mem::take(rows);
+        let Some(message) = message else { return };
+        match read_list(message, state, counts) {
+            Ok(list) if list_state(&list).ended_at.is_some() => {}
+            Ok(list) => open.push(list),
+            Err(record::Corrupt) => store.corrupt(family::MESSAGE),
+        }
+    };
+    store.reader()?.scan(family::MESSAGE, &[], &[255; 16], |key, value| {
         if let Some((row, prefix)) = key.split_last()
-            && usize::from(*row) < 3
+            && usize::from(*row) < rows.len()
         {
-            rows.entry(prefix.to_vec()).or_default()[usize::from(*row)] = Some(Bytes::copy_from_slice(value));
-            if *row == 2
-                && let Some(entry) = rows.remove(prefix)
-            {
-                open.push(entry);
+            if of != prefix {
+                take(&mut rows);
+                of = prefix.to_vec();
             }
+            rows[usize::from(*row)] = Some(Bytes::copy_from_slice(value));
         }
         true
     })?;
-    open.extend(rows.into_values());
-    drop(reader);
-    for [message, state, counts] in open {
-        let Some(message) = message else { continue };
-        match read_list(message, state, counts) {
-            Ok(list) => {
-                let ended = list_state(&list).ended_at.is_some();
-                if !ended {
-                    if list.wanted.is_some() {
-                        load_stretches(store, &list)?;
-                    }
-                    store.lists.insert(ListKey::of(list.message.id), Arc::new(list));
-                }
-            }
-            Err(record::Corrupt) => store.corrupt(family::MESSAGE),
+    take(&mut rows);
+    for list in open {
+        if list.wanted.is_some() {
+            load_stretches(store, &list)?;
         }
+        store.lists.insert(ListKey::of(list.message.id), Arc::new(list));
     }
     Ok(())
 }

@@ -126,6 +126,7 @@ impl Writer {
             && batch.is_waiting(delivery.id.index)
         {
             list_state(list).settled += 1;
+            self.pending.add(&delivery.message.app, 1);
             self.store.pending.fetch_add(1, Ordering::Relaxed);
             let counts = Counts { recipients: 1, ..Counts::default() };
             let key = delivery.recipient.key.or_else(|| self.settings.first_keys.get(&delivery.message.app).copied());
@@ -268,6 +269,7 @@ impl Writer {
             watch.left -= 1;
             if watch.results.send(result).is_err() || watch.left == 0 {
                 self.watches.remove(&delivery.message.id);
+                self.watched.sub(&delivery.message.app, 1);
             }
         }
     }
@@ -297,6 +299,7 @@ impl Writer {
         if ended > 0 {
             let (message, service) = (&list.message, batch.id.lane().service);
             let first_key = self.settings.first_keys.get(&message.app).copied();
+            self.pending.add(&message.app, ended);
             self.store.pending.fetch_add(ended, Ordering::Relaxed);
             let now = clock::now();
             let of = StatsKey::new(now, &message.app, message.label.as_ref(), service, first_key);
@@ -383,6 +386,7 @@ impl Writer {
         // Only the writer changes it. A commit that was refused for want of space and is on disk all the same was never counted.
         let pending = self.store.pending.load(Ordering::Relaxed).saturating_sub(count);
         self.store.pending.store(pending, Ordering::Relaxed);
+        self.pending.sub(app, count);
         self.endings.count(&self.store.services, service, ending, count);
         let mut counts = Counts::default();
         counts.ended[ending as usize - 1] = count;

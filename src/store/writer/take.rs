@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -16,7 +17,7 @@ use crate::store::key::{self, ChunkKey, DueKey};
 use crate::store::live::{Holder, List, ListKey, ListState, Upto, lock};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Counts, Head, HeadRecipient, Put, Take, WorkRow};
-use crate::store::registry::row::presence_key;
+use crate::store::registry::row::{App, presence_key};
 use crate::store::registry::walk::Wanted;
 use crate::store::watch::Watch;
 use crate::store::writer::Writer;
@@ -27,21 +28,26 @@ use crate::store::writer::stats::StatsKey;
 use crate::store::{ReadError, Rows, family, list_state};
 
 impl Writer {
-    /// Takes lines into a group, up to the bounds of a commit.
-    pub(super) fn collect(&mut self) -> (Vec<(Writes, Vec<Done>)>, Group) {
+    /// Takes lines into a group, up to the bounds of a commit. Where they are reached, the rest of a slice waits for its next turn.
+    pub(super) fn collect(&mut self) -> (Vec<Writes>, Group) {
         let mut group = Group::new(self.next_commit, clock::now());
         let mut writes = Vec::new();
-        let (mut bytes, mut recipients) = (0, 0);
-        while bytes < COMMIT_BYTES && recipients < COMMIT_RECIPIENTS {
-            let Ok(mut incoming) = self.commits.try_recv() else { break };
-            let ops = std::mem::take(&mut incoming.ops);
-            let mut answers = Vec::with_capacity(ops.len());
-            for op in ops {
+        let (mut bytes, mut recipients, mut taken) = (0, 0, 0u32);
+        let began = Instant::now();
+        let mut full = false;
+        self.commits.hear();
+        while !full {
+            let Some(mut incoming) = self.commits.next() else { break };
+            while !full && let Some(op) = incoming.ops.pop_front() {
                 bytes += commit::weight(&op);
                 recipients += commit::recipients(&op);
-                answers.push(self.take(op, &mut group));
+                taken += 1;
+                // The clock is asked now and then for messages of a few recipients, which take microseconds, and after all else.
+                let look = taken.is_multiple_of(LOOK_EVERY) || !matches!(&op, Op::Send(new) if new.is_single());
+                incoming.done.push(self.take(op, &mut group));
+                full = bytes >= COMMIT_BYTES || recipients >= COMMIT_RECIPIENTS || look && began.elapsed() >= GROUP_TIME;
             }
-            writes.push((incoming, answers));
+            writes.push(incoming);
         }
         (writes, group)
     }
@@ -66,7 +72,7 @@ impl Writer {
             Op::Unsubscribe { subscription, apps } => self.take_unsubscribe(subscription, &apps, group),
             Op::Switch { who, enabled, apps } => self.take_account(&who, enabled, &apps, group),
             Op::Presence { who, online, lease, session, apps } => {
-                Ok(self.take_presence(&who, online, lease, session.as_deref(), &apps, group))
+                self.take_presence(&who, online, lease, session.as_deref(), &apps, group)
             }
             Op::MarkRead { who, what, apps } => self.take_mark_read(&who, &what, &apps, group),
             Op::Feedback { id, subscription, kind, apps } => self.take_feedback(id, subscription, kind, &apps, group),
@@ -75,8 +81,9 @@ impl Writer {
         done.unwrap_or_else(|failure| failure.into_done())
     }
 
-    /// Why new lines are not taken just now, if they are not.
-    pub(super) fn closed_door(&self, recipients: u64) -> Option<Failure> {
+    /// Why new lines of an app are not taken just now, if they are not. The operator's urgent work is not refused because others fill
+    /// the store: a twentieth is kept for it.
+    pub(super) fn closed_door(&self, app: &Arc<str>, recipients: u64, operators: bool) -> Option<Failure> {
         let gates = &self.store.gates;
         if gates.draining.load(Ordering::Relaxed) {
             return Some(Failure::later(Code::ShuttingDown, "the daemon takes no new messages: it is draining", 5.0));
@@ -84,9 +91,36 @@ impl Writer {
         if gates.low_space.load(Ordering::Relaxed) {
             return Some(Failure::later(Code::ReadOnly, "the disk is almost full: no new messages are taken", 5.0));
         }
-        let full = self.store.pending.load(Ordering::Relaxed) + recipients > self.settings.max_pending;
-        gates.max_pending.store(full, Ordering::Relaxed);
-        full.then(|| Failure::later(Code::Overloaded, "messages.max_pending deliveries are waiting already", 5.0))
+        let most = self.settings.max_pending;
+        let full = match operators {
+            true => self.pending.total() + recipients > most.saturating_add(most / 20),
+            false => recipients > self.pending.room(app),
+        };
+        gates.set_full_of(app, full);
+        full.then(|| {
+            let message = "messages.max_pending deliveries are waiting already, with the parts that are kept for other apps";
+            Failure::later(Code::Overloaded, message, 5.0)
+        })
+    }
+
+    /// Whether one more `test` of an app may wait for its results.
+    fn may_watch(&mut self, app: &Arc<str>) -> bool {
+        if self.watched.room(app) == 0 {
+            // What a command ended, or nobody waits for any more, tells no results.
+            let left = |_: &MessageId, watch: &mut Watch| !watch.results.is_closed();
+            for (_, watch) in self.watches.extract_if(|id, watch| !left(id, watch)) {
+                self.watched.sub(&watch.app, 1);
+            }
+        }
+        self.watched.room(app) > 0
+    }
+
+    /// Why an app may not have one more list that is open, if it may not.
+    fn too_many_open(&self, app: &Arc<str>) -> Option<Failure> {
+        (self.open_lists.room(app) == 0).then(|| {
+            let message = "messages.max_open lists, streams and campaigns are open already, with the parts that are kept for other apps";
+            Failure::later(Code::Overloaded, message, 5.0)
+        })
     }
 
     pub(super) fn take_send(&mut self, new: NewMessage, group: &mut Group) -> Result<Done, Failure> {
@@ -108,6 +142,7 @@ impl Writer {
             mut keys,
             new_origins,
             watch,
+            operators,
         } = new;
         let (mut unsent, mut accounts) = (Vec::new(), Vec::new());
         if let NewRecipients::Addressed(to) = &recipients {
@@ -131,8 +166,17 @@ impl Writer {
             NewRecipients::List { chunks, .. } => chunks.iter().map(|chunk| u64::from(chunk.count)).sum(),
             NewRecipients::Addressed(_) | NewRecipients::Campaign(_) => 0,
         };
-        if let Some(failure) = self.closed_door(count) {
+        let operators = operators && message.urgency == Urgency::High;
+        if let Some(failure) = self.closed_door(&message.app, count, operators) {
             return Err(failure);
+        }
+        if let NewRecipients::List { .. } | NewRecipients::Campaign(_) = &recipients
+            && let Some(failure) = self.too_many_open(&message.app)
+        {
+            return Err(failure);
+        }
+        if watch.is_some() && !self.may_watch(&message.app) {
+            return Err(Failure::later(Code::Overloaded, "as many tests wait for their results as may", 5.0));
         }
         let place = u16::try_from(group.places).expect("a group is closed long before its places are used up");
         message.id = MessageId::new(group.now, group.commit, place, group.random());
@@ -147,9 +191,8 @@ impl Writer {
         if let Some(results) = watch
             && count > 0
         {
-            // Also of what a command ended, and of what was refused, nobody listens any more.
-            self.watches.retain(|_, watch| !watch.results.is_closed());
-            self.watches.insert(id, Watch { results, left: usize::try_from(count).unwrap_or(usize::MAX) });
+            self.watched.add(&app, 1);
+            self.watches.insert(id, Watch { app: app.clone(), results, left: usize::try_from(count).unwrap_or(usize::MAX) });
         }
         self.learn_origins(new_origins, group)?;
         for (service, key, count) in keys {
@@ -214,14 +257,9 @@ impl Writer {
             NewRecipients::List { chunks, closed } => {
                 group.places += 1;
                 let key = ListKey::of(id);
-                let state = std::sync::Mutex::default();
-                let keeps_outcomes = fallback.is_some();
-                let list = Arc::new(List { message: Arc::new(message.clone()), spread, wanted: None, keeps_outcomes, state });
-                {
-                    let mut state = list_state(&list);
-                    (state.closed, state.paused, state.rate) = (closed, paused, rate);
-                    state.counts.rejected = u64::from(rejected);
-                }
+                let mut state = ListState { closed, paused, rate, ..ListState::default() };
+                state.counts.rejected = u64::from(rejected);
+                let list = Arc::new(List::new(message.clone(), spread, None, fallback.is_some(), state));
                 self.put_list(key, &list, &commit::with_id(encoded, id), group)?;
                 if fallback.is_some() {
                     addressed = addressed_in(&chunks, key, message.urgency);
@@ -233,16 +271,11 @@ impl Writer {
                 let key = ListKey::of(id);
                 let number = self.store.registry.app(&app).unwrap_or(0);
                 let wanted = Some(Wanted { app: number, scope: message.scope.clone(), segment });
-                let state = std::sync::Mutex::default();
-                let list = Arc::new(List { message: Arc::new(message.clone()), spread, wanted, keeps_outcomes: false, state });
-                {
-                    let mut state = list_state(&list);
-                    (state.paused, state.rate) = (paused, rate);
-                    // Who comes later is not in it. If it begins later, that is decided then.
-                    if state_of(paused, message.at, group.now) == State::Sending {
-                        state.walks = Some(self.walks_from_now());
-                    }
-                }
+                // Who comes later is not in it. If it begins later, that is decided then.
+                let begins = state_of(paused, message.at, group.now) == State::Sending;
+                let walks = begins.then(|| self.walks_from_now());
+                let state = ListState { paused, rate, walks, ..ListState::default() };
+                let list = Arc::new(List::new(message.clone(), spread, wanted, false, state));
                 self.put_list(key, &list, &commit::with_id(encoded, id), group)?;
                 let counts = list_counts_row(&list_state(&list));
                 let reader = self.store.reader()?;
@@ -255,8 +288,7 @@ impl Writer {
         if let Some(after) = fallback {
             self.put_fallbacks(&message, after, accounts, &addressed, group);
         }
-        group.added += count;
-        self.store.pending.fetch_add(count, Ordering::Relaxed);
+        self.count_pending(&message.app, count, group);
         let done = Done::Taken {
             message_id: id,
             state: if count == 0 && single { State::Done } else { state },
@@ -277,14 +309,25 @@ impl Writer {
         Ok(done)
     }
 
+    /// So many deliveries more wait, from the group on.
+    fn count_pending(&mut self, app: &Arc<str>, count: u64, group: &mut Group) {
+        self.store.pending.fetch_add(count, Ordering::Relaxed);
+        self.pending.add(app, count);
+        match group.added.iter_mut().find(|(of, _)| of == app) {
+            Some((_, added)) => *added += count,
+            None => group.added.push((app.clone(), count)),
+        }
+    }
+
     /// The first row of a list or a campaign.
-    fn put_list(&self, key: ListKey, list: &Arc<List>, message: &[u8], group: &mut Group) -> Result<(), Failure> {
+    fn put_list(&mut self, key: ListKey, list: &Arc<List>, message: &[u8], group: &mut Group) -> Result<(), Failure> {
         let row = list_message_row(message, list);
         let reader = self.store.reader()?;
         group.rows.put(&reader, family::MESSAGE, message_key(key, MessageRow::Message), row);
         drop(reader);
         group.undo_lists.insert(key, None);
         self.store.lists.insert(key, list.clone());
+        self.open_lists.add(&list.message.app, 1);
         Ok(())
     }
 
@@ -488,7 +531,7 @@ impl Writer {
             return Err(Failure::of(Code::Conflict, Some("message_id"), "this stream is closed"));
         }
         let count: u64 = chunks.iter().map(|chunk| u64::from(chunk.count)).sum();
-        if let Some(failure) = self.closed_door(count) {
+        if let Some(failure) = self.closed_door(&list.message.app, count, false) {
             return Err(failure);
         }
         group.remember(key, &list);
@@ -500,8 +543,7 @@ impl Writer {
             }
         }
         self.put_chunks(key, &list, chunks, group)?;
-        group.added += count;
-        self.store.pending.fetch_add(count, Ordering::Relaxed);
+        self.count_pending(&list.message.app, count, group);
         let state = list_state(&list);
         Ok(Done::Added { recipients: state.counts.recipients, duplicate: false, position: state.position.clone() })
     }
@@ -593,6 +635,11 @@ fn addressed_in(chunks: &[Chunk], key: ListKey, urgency: Urgency) -> Vec<(Subscr
 /// The piece number of singles that wait by themselves from the start (`at`, `paused`): they lie in no row of `work`.
 pub(super) const WAITING_PIECE: u16 = 0x8000;
 
+/// How long lines are taken into one group: what an urgent line of another socket waits for, twice at most.
+const GROUP_TIME: Duration = Duration::from_millis(10);
+/// Singles between two looks at the clock.
+const LOOK_EVERY: u32 = 32;
+
 /// Recipients of singles in one group commit, at most; well below the 65,536 that places allow.
 pub(super) const COMMIT_RECIPIENTS: usize = 16_384;
 
@@ -605,7 +652,8 @@ pub(super) struct Group {
     pub(super) waiting: BTreeMap<Lane, u16>,
     pub(super) heads: Vec<Head>,
     pub(super) places: usize,
-    pub(super) added: u64,
+    /// Deliveries that it adds, by app.
+    pub(super) added: Vec<(Arc<str>, u64)>,
     /// A label or an app was cancelled: the sweep is told when that is on disk.
     pub(super) cancels: bool,
     pub(super) idempotency: HashMap<Vec<u8>, ([u8; 16], Done)>,
@@ -617,7 +665,7 @@ pub(super) struct Group {
     pub(super) erased: Vec<(Holder, Upto)>,
     pub(super) erasures: Vec<Erasure>,
     /// Accounts that were switched, and to what.
-    pub(super) switched: Vec<(AccountHash, bool)>,
+    pub(super) switched: Vec<(App, AccountHash, bool)>,
     pub(super) topics: HashMap<[u8; 16], (DeliveryId, MessageId)>,
     pub(super) superseded: Vec<(DeliveryId, MessageId)>,
     pub(super) lists: Vec<ListKey>,
@@ -640,7 +688,7 @@ impl Group {
             waiting: BTreeMap::new(),
             heads: Vec::new(),
             places: 0,
-            added: 0,
+            added: Vec::new(),
             cancels: false,
             idempotency: HashMap::new(),
             events: Events::default(),

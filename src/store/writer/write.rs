@@ -17,6 +17,7 @@ use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Put};
 use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
 use crate::store::writer::rows::{first_row_key, list_counts_row, load_erasures};
+use crate::store::shares::Shares;
 use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::{Writer, campaign};
 use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number};
@@ -24,7 +25,7 @@ use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number
 impl Writer {
     pub(super) fn write(
         &mut self,
-        writes: Vec<(Writes, Vec<Done>)>,
+        writes: Vec<Writes>,
         mut group: Group,
         with_checkpoint: bool,
     ) -> Result<(), WriteError> {
@@ -34,7 +35,7 @@ impl Writer {
         }
         if group.is_empty() && !with_checkpoint {
             // Nothing to make durable: a `ping`, or a browser that is as it was.
-            answer(writes);
+            self.answer(writes);
             return Ok(());
         }
         let started = Instant::now();
@@ -49,14 +50,15 @@ impl Writer {
         };
         metrics::wal_sync(started.elapsed());
         match result {
-            Ok(built) => {
+            Ok(mut built) => {
                 self.next_commit += 1;
                 self.store.written.store(group.commit, Ordering::Release);
+                if let Some(pending) = built.pending.take() {
+                    self.pending_synced = pending;
+                }
                 if with_checkpoint {
                     group.lists.append(&mut self.checkpoint.begun);
                     self.checkpoint_done(&built);
-                } else {
-                    self.pending_synced += group.added;
                 }
                 self.stats.dirty_taken.clear();
                 self.begin_erasures(&mut group);
@@ -64,7 +66,7 @@ impl Writer {
                 self.supersede(&mut group);
                 self.pursue(group.now);
                 self.publish(group, built);
-                answer(writes);
+                self.answer(writes);
                 if cancels {
                     let _full_means_it_looks_anyway = self.cancelled.try_send(());
                 }
@@ -73,7 +75,7 @@ impl Writer {
             Err(error @ (WriteError::Full(_) | WriteError::Closed)) => {
                 tracing::error!(?error, "no space to write: new lines are refused, sending stops until there is");
                 self.undo(group);
-                refuse(writes);
+                self.refuse(writes);
                 self.full = Some(Instant::now());
                 self.store.gates.full.store(true, Ordering::Relaxed);
                 Ok(())
@@ -114,9 +116,10 @@ impl Writer {
             rows.put(&reader, family::HEAD, key::head_key(group.commit, heads[0].id.place()), &put.0);
         }
         self.stats.put_taken(&reader, rows);
-        let mut pending = self.pending_synced + group.added;
+        let mut pending = self.pending_synced.clone();
+        group.added.iter().for_each(|(app, n)| pending.add(app, *n));
         if with_checkpoint {
-            pending = self.store.pending.load(Ordering::Relaxed);
+            pending = self.pending.clone();
             let checkpoint = &mut self.checkpoint;
             for (id, batch) in &checkpoint.batches {
                 let (bytes, row_done, all_ended) = batch.image();
@@ -175,12 +178,17 @@ impl Writer {
                 }
                 rows.put(&reader, family::MESSAGE, message_key(*key, MessageRow::Counts), list_counts_row(&state));
                 if state.ended_at.is_some() {
-                    // Its rows that were never read: it was cancelled, or out of time.
-                    let prefix = key::list_prefix(key.commit, key.place);
-                    rows.delete_range(&reader, family::LIST, &prefix, &key::after_prefix(&prefix));
-                    let chunks = key::outcome_list_prefix(key.commit, key.place);
-                    let stretches = key::outcome_campaign_prefix(key.commit, key.place);
-                    for prefix in [chunks, stretches].into_iter().skip(usize::from(list.keeps_outcomes)) {
+                    // Rows of one that was cancelled, or ran out of time: some were never read. Else each went when all of it had
+                    // ended, and a range that deletes nothing would cost every read after it.
+                    if state.over.is_some() && list.wanted.is_none() {
+                        let prefix = key::list_prefix(key.commit, key.place);
+                        rows.delete_range(&reader, family::LIST, &prefix, &key::after_prefix(&prefix));
+                    }
+                    if state.over.is_some() && !list.keeps_outcomes {
+                        let prefix = match list.wanted {
+                            None => key::outcome_list_prefix(key.commit, key.place),
+                            Some(_) => key::outcome_campaign_prefix(key.commit, key.place),
+                        };
                         rows.delete_range(&reader, family::OUTCOME, &prefix, &key::after_prefix(&prefix));
                     }
                     built.ended_lists.push(*key);
@@ -203,9 +211,10 @@ impl Writer {
             }
             self.stats.put_ended(&self.store, &reader, rows);
         }
-        let last = LastCommit { commit: group.commit, written: group.now, pending };
+        let apps = pending.each().filter(|(_, n)| *n > 0).cloned().collect();
+        let last = LastCommit { commit: group.commit, written: group.now, pending: pending.total(), apps };
         rows.put(&reader, family::META, "last", last.encode());
-        built.pending = pending;
+        built.pending = Some(pending);
         Ok(built)
     }
 
@@ -221,16 +230,41 @@ impl Writer {
         drop(checkpoint);
         self.store.batches.evict();
         for key in &built.ended_lists {
-            self.store.lists.remove(*key);
+            self.close_list(*key);
         }
         self.walked_out.extend(&built.walked_out);
         if built.events > 0 {
             self.store.events_end.send_modify(|end| *end += u64::from(built.events));
         }
-        self.pending_synced = built.pending;
         self.stats.forget_old(clock::now());
+        self.show_shares();
         metrics::checkpoint(self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
+    }
+
+    /// Tells the metrics what each app has, once a second at most.
+    fn show_shares(&mut self) {
+        if self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        for (of, shares) in [("pending", &self.pending), ("open_lists", &self.open_lists), ("tests", &self.watched)] {
+            metrics::shares(of, shares.each().map(|(app, used)| (&**app, *used)));
+        }
+        let registry = &self.store.registry;
+        let presence = lock(&self.store.presence).shares();
+        for (of, shares) in [("presence", presence), ("disabled", registry.disabled_shares())] {
+            for (app, used) in shares {
+                metrics::shares(of, std::iter::once((&*registry.app_name(app), used)));
+            }
+        }
+    }
+
+    /// A list is open no more.
+    fn close_list(&mut self, key: ListKey) {
+        if let Some(list) = self.store.lists.remove(key) {
+            self.open_lists.sub(&list.message.app, 1);
+        }
     }
 
     /// What erases somebody is on disk.
@@ -296,7 +330,7 @@ impl Writer {
     pub(super) fn undo(&mut self, group: Group) {
         for (key, before) in group.undo_lists {
             match before {
-                None => self.store.lists.remove(key),
+                None => self.close_list(key),
                 Some(before) => {
                     if let Some(list) = self.store.lists.get(key) {
                         let mut state = list_state(&list);
@@ -309,8 +343,8 @@ impl Writer {
                 }
             }
         }
-        for (who, enabled) in group.switched.into_iter().rev() {
-            self.store.registry.set_disabled(who, enabled);
+        for (app, who, enabled) in group.switched.into_iter().rev() {
+            self.store.registry.set_disabled(app, who, enabled);
         }
         // Counted anew.
         self.crowds.clear();
@@ -320,25 +354,49 @@ impl Writer {
             self.checkpoint.forced = true;
             self.checkpoint.rows.extend(group.origins.into_iter().map(|row| (family::META, row, Some(Vec::new()))));
         }
-        self.store.pending.fetch_sub(group.added, Ordering::Relaxed);
+        for (app, n) in &group.added {
+            self.pending.sub(app, *n);
+            self.store.pending.fetch_sub(*n, Ordering::Relaxed);
+        }
         self.stats.undo_taken();
         self.next_commit += 1;
     }
 
     pub(super) fn refuse_commits(&mut self) {
-        while let Ok(mut writes) = self.commits.try_recv() {
-            let ops = std::mem::take(&mut writes.ops).into_iter();
-            let answers = ops.map(|op| match op {
+        self.commits.hear();
+        while let Some(mut writes) = self.commits.next() {
+            let gates = &self.store.gates;
+            writes.done.extend(writes.ops.drain(..).map(|op| match op {
                 Op::Drain { on } => {
-                    self.store.gates.draining.store(on, Ordering::Relaxed);
+                    gates.draining.store(on, Ordering::Relaxed);
                     Done::Passed
                 }
                 Op::Pass => Done::Passed,
                 _ => read_only(),
-            });
-            let answers = answers.collect();
-            answer(vec![(writes, answers)]);
+            }));
+            self.answer(vec![writes]);
         }
+    }
+
+    /// Answers slices whose lines are all on disk; the rest of one waits for its next turn. A client that has gone does not hear its
+    /// answer.
+    fn answer(&self, writes: Vec<Writes>) {
+        for mut writes in writes {
+            if writes.ops.is_empty() {
+                let _gone = writes.reply.send(writes.done);
+            } else {
+                writes.synced = writes.done.len();
+                self.commits.put_back(writes);
+            }
+        }
+    }
+
+    /// Nothing was written. A line that needs nothing to be written is answered all the same.
+    fn refuse(&self, mut writes: Vec<Writes>) {
+        for Writes { done, synced, .. } in &mut writes {
+            done[*synced..].iter_mut().filter(|done| !matches!(done, Done::Passed)).for_each(|done| *done = read_only());
+        }
+        self.answer(writes);
     }
 
     /// Every 5 s the store is closed and opened again, until a synced probe succeeds (promise 7).
@@ -425,21 +483,6 @@ pub(super) struct Built {
     /// Campaigns that are over and have met everybody.
     pub(super) walked_out: Vec<ListKey>,
     pub(super) events: u32,
-    pub(super) pending: u64,
-}
-
-/// A client that has gone does not hear its answer.
-pub(super) fn answer(writes: Vec<(Writes, Vec<Done>)>) {
-    for (writes, answers) in writes {
-        let _gone = writes.reply.send(answers);
-    }
-}
-
-/// Nothing was written. What needs nothing to be written is answered all the same.
-pub(super) fn refuse(writes: Vec<(Writes, Vec<Done>)>) {
-    let refused = |done| match done {
-        Done::Passed => done,
-        _ => read_only(),
-    };
-    answer(writes.into_iter().map(|(writes, answers)| (writes, answers.into_iter().map(refused).collect())).collect());
+    /// What is pending when it is on disk.
+    pub(super) pending: Option<Shares<Arc<str>>>,
 }
