@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::clock;
@@ -49,6 +49,8 @@ const SLICE_BYTES: usize = 512 * 1024;
 const TURN_LINES: usize = 64;
 /// Memory of a line that waits, beside its bytes: what it was parsed to, laid out for the store, and its answer's place.
 const LINE_BYTES: usize = 1_536;
+/// Memory that is reserved at once for lines to come.
+const RESERVED: usize = 64 * 1024;
 /// Users whose first connection is logged.
 const KNOWN_PEERS: usize = 1_024;
 /// Requests that may walk over the registry at the same time. Each takes a thread and a core while it lasts; more wait.
@@ -232,6 +234,9 @@ struct Slice {
     ops: Vec<Op>,
     told: Vec<Told>,
     bytes: usize,
+    /// What they hold of `ingest.memory_mb`, and so many bytes of it that no line has used yet.
+    memory: Option<OwnedSemaphorePermit>,
+    room: usize,
 }
 
 impl Reader {
@@ -291,6 +296,7 @@ impl Reader {
             return true;
         }
         metrics::lines(1);
+        self.reserve(line.len() + LINE_BYTES).await;
         let now = clock::now();
         let (id, request) = {
             let rules = self.socket.rules.load();
@@ -306,6 +312,7 @@ impl Reader {
         match self.prepare(request, &id, now) {
             Prepared::Write(op, told) => {
                 self.slice.bytes += line.len();
+                self.slice.room = self.slice.room.saturating_sub(line.len() + LINE_BYTES);
                 self.slice.ops.push(op);
                 self.slice.told.push(told);
             }
@@ -446,22 +453,21 @@ impl Reader {
     /// Hands the collected writes to the writer.
     async fn hand_over(&mut self) {
         if self.slice.ops.is_empty() {
+            // What was reserved for lines that were no writes.
+            self.slice = Slice::default();
             return;
         }
-        let Slice { ops, told, bytes } = std::mem::take(&mut self.slice);
+        let Slice { ops, told, bytes, mut memory, room } = std::mem::take(&mut self.slice);
+        // What was reserved for lines that did not come is free again.
+        drop(memory.as_mut().and_then(|memory| memory.split(room / 1024)));
         let own = self.own_share(ops.len(), bytes).await;
         let lines = u32::try_from(ops.len()).expect("a slice is bounded");
-        let shared = timeout(PATIENCE, async {
-            let place = self.socket.places.clone().acquire_many_owned(lines).await;
-            let memory = self.memory(ops.len(), bytes).await;
-            [place, memory]
-        })
-        .await;
-        let Ok([Ok(place), Ok(memory)]) = shared else {
+        let place = timeout(PATIENCE, self.socket.places.clone().acquire_many_owned(lines)).await;
+        let Ok(Ok(place)) = place else {
             return self.overloaded(told, own);
         };
         let (reply, answers) = oneshot::channel();
-        let writes = Writes { from: self.from, places: vec![place, memory], ..Writes::new(ops, reply) };
+        let writes = Writes { from: self.from, places: std::iter::once(place).chain(memory).collect(), ..Writes::new(ops, reply) };
         let began = std::time::Instant::now();
         // There is a place, so this does not wait; where the writer has ended, the answers say so.
         let _ended = self.door.commits.send(writes);
@@ -478,17 +484,36 @@ impl Reader {
         let _ended = self.items.send(Item::Now { line, places });
     }
 
-    /// The part of `ingest.memory_mb` that lines hold until they are answered.
-    async fn memory(&self, lines: usize, bytes: usize) -> Result<OwnedSemaphorePermit, AcquireError> {
-        let kib = ((bytes + lines * LINE_BYTES) / 1024 + 1).min(self.socket.memory_kib);
-        self.socket.memory.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await
+    /// Sees to it that the slice has memory for a line before it is parsed: a connection for whose lines there is none is not read.
+    async fn reserve(&mut self, bytes: usize) {
+        if self.slice.room >= bytes {
+            return;
+        }
+        let kib = (bytes.max(RESERVED) / 1024 + 1).min(self.socket.memory_kib);
+        let permits = u32::try_from(kib).unwrap_or(u32::MAX);
+        let more = match self.socket.memory.clone().try_acquire_many_owned(permits) {
+            Ok(more) => more,
+            Err(_) => {
+                // Who waits holds nothing, so that all of it comes back.
+                self.hand_over().await;
+                // It is never closed.
+                let Ok(more) = self.socket.memory.clone().acquire_many_owned(permits).await else { return };
+                more
+            }
+        };
+        self.slice.room += kib * 1024;
+        match &mut self.slice.memory {
+            Some(memory) => memory.merge(more),
+            None => self.slice.memory = Some(more),
+        }
     }
 
-    /// Places of a line that is not handed over: its connection is not read before there is memory for it.
+    /// Places of a line that is answered in its turn and not handed over. What came before it has been handed over.
     async fn held(&self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
         let mut places = self.own_share(1, bytes).await;
-        // As below.
-        places.extend(self.memory(1, bytes).await);
+        let kib = ((bytes + LINE_BYTES) / 1024 + 1).min(self.socket.memory_kib);
+        // It is never closed.
+        places.extend(self.socket.memory.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await);
         places
     }
 

@@ -152,6 +152,29 @@ pub enum Addressed {
     },
 }
 
+/// Whom an addressed message goes to, as the registry says when it is taken.
+#[derive(Default)]
+pub struct Resolved {
+    /// So many of the ids or accounts were looked up.
+    pub(super) names: usize,
+    pub(super) recipients: Vec<Recipient>,
+    pub(super) rejected: Vec<Rejected>,
+    /// For `stats`.
+    pub(super) keys: BTreeMap<(Service, KeyId), u64>,
+    /// The recipients of each account, for its fallback.
+    pub(super) accounts: Vec<(Account, Vec<SubscriptionId>)>,
+}
+
+impl Addressed {
+    /// How many ids or accounts.
+    pub fn names(&self) -> usize {
+        match self {
+            Addressed::Ids(ids) => ids.len(),
+            Addressed::Accounts { accounts, .. } => accounts.len(),
+        }
+    }
+}
+
 /// The apps of the socket a line came in by: what belongs to others is not found.
 pub type Apps = Arc<Vec<Arc<str>>>;
 
@@ -195,8 +218,8 @@ pub enum NewRecipients {
         chunks: Chunks,
         closed: bool,
     },
-    /// Looked up by the writer, so that every line before this one counts.
-    Addressed(Addressed),
+    /// Looked up by the writer, so that every line before this one counts; and what it has found so far.
+    Addressed(Addressed, Box<Resolved>),
     Campaign(Segment),
 }
 
@@ -319,10 +342,10 @@ pub fn prepare_send(send: Send, preparing: &Preparing<'_>) -> NewMessage {
     });
     let paced = send.rate.is_some() || send.spread.is_some();
     let (recipients, rejected, keys, new_origins) = match send.to {
-        To::Ids(ids) => (NewRecipients::Addressed(Addressed::Ids(ids)), 0, Vec::new(), Vec::new()),
+        To::Ids(ids) => (NewRecipients::Addressed(Addressed::Ids(ids), Box::default()), 0, Vec::new(), Vec::new()),
         To::Accounts { accounts, devices } => {
             let latest = devices == Devices::Latest;
-            (NewRecipients::Addressed(Addressed::Accounts { accounts, latest }), 0, Vec::new(), Vec::new())
+            (NewRecipients::Addressed(Addressed::Accounts { accounts, latest }, Box::default()), 0, Vec::new(), Vec::new())
         }
         To::Segment(segment) => (NewRecipients::Campaign(segment), 0, Vec::new(), Vec::new()),
         To::Stream => (NewRecipients::List { chunks: Vec::new(), closed: false }, 0, Vec::new(), Vec::new()),
@@ -487,8 +510,8 @@ pub fn weight(op: &Op) -> usize {
             NewRecipients::List { chunks, .. } => {
                 new.encoded.len() + chunks.iter().map(|chunk| chunk.row.len()).sum::<usize>() + 128
             }
-            NewRecipients::Addressed(Addressed::Ids(ids)) => new.encoded.len() + ids.len() * 64 + 128,
-            NewRecipients::Addressed(Addressed::Accounts { accounts, .. }) => new.encoded.len() + accounts.len() * 256 + 128,
+            NewRecipients::Addressed(Addressed::Ids(ids), _) => new.encoded.len() + ids.len() * 64 + 128,
+            NewRecipients::Addressed(Addressed::Accounts { accounts, .. }, _) => new.encoded.len() + accounts.len() * 256 + 128,
             NewRecipients::Campaign(_) => new.encoded.len() + 1_024,
         },
         Op::Subscribe(_) | Op::Update { .. } => 1_024,
@@ -505,7 +528,7 @@ pub fn recipients(op: &Op) -> usize {
             // A list takes one place in the commit, whatever its recipients.
             NewRecipients::List { .. } | NewRecipients::Campaign(_) => 1,
             // More of them make a list.
-            NewRecipients::Addressed(_) => SINGLE_RECIPIENTS_MAX,
+            NewRecipients::Addressed(..) => SINGLE_RECIPIENTS_MAX,
         },
         Op::Subscribe(_) => 1,
         _ => 0,

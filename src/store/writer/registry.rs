@@ -2,6 +2,7 @@
 //! in the checkpoint that settles them.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -10,7 +11,7 @@ use crate::ingest::request::{Code, Erase, EventType, Problem, Rejected, Subscrib
 use crate::message::{
     Account, AccountHash, KeyId, MessageId, Name, Recipient, Registered, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
-use crate::store::commit::{Addressed, Apps, Done, NewSubscription};
+use crate::store::commit::{Addressed, Apps, Done, NewSubscription, Resolved};
 use crate::store::erase::{Erasure, Swept};
 use crate::store::live::{Holder, ListKey, subscription_hash};
 use crate::store::record::Put;
@@ -27,6 +28,8 @@ const SEEN_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 
 /// An account with so many browsers is not counted anew for each that comes.
 const CROWD: usize = 64;
+/// Names that are looked up between two looks at the clock.
+const LOOKED_UP: usize = 16;
 /// Such accounts that are kept in memory.
 const CROWDS: usize = 4_096;
 
@@ -51,17 +54,6 @@ pub(super) enum Verdict {
     Failed(&'static str),
     /// A message for this endpoint was accepted.
     Proven,
-}
-
-/// Whom an addressed message goes to, as the registry says when it is taken.
-#[derive(Default)]
-pub(super) struct Resolved {
-    pub(super) recipients: Vec<Recipient>,
-    pub(super) rejected: Vec<Rejected>,
-    /// For `stats`.
-    pub(super) keys: BTreeMap<(Service, KeyId), u64>,
-    /// The recipients of each account, for its fallback.
-    pub(super) accounts: Vec<(Account, Vec<SubscriptionId>)>,
 }
 
 impl Writer {
@@ -399,11 +391,21 @@ impl Writer {
 
     // ---- whom a message goes to ----
 
-    /// The browsers that ids or accounts name. Those that may not be sent to are left out.
-    pub(super) fn resolve(&self, to: &Addressed, app: &str, scope: Option<&Name>, group: &Group) -> Result<Resolved, Failure> {
+    /// The browsers that ids or accounts name, from where it stopped the last time, until that time if one is given; whether all of
+    /// them are looked up. Those that may not be sent to are left out.
+    pub(super) fn resolve(
+        &self,
+        to: &Addressed,
+        resolved: &mut Resolved,
+        app: &str,
+        scope: Option<&Name>,
+        until: Option<Instant>,
+        group: &Group,
+    ) -> Result<bool, Failure> {
         let number = self.app(app)?;
         let first_key = self.settings.first_keys.get(app).copied().unwrap_or(KeyId([0; 8]));
-        let mut resolved = Resolved::default();
+        let over = |names: usize| names.is_multiple_of(LOOKED_UP) && until.is_some_and(|until| Instant::now() >= until);
+        let begun = resolved.names;
         let take = |resolved: &mut Resolved, key: SubscriptionKey, stored: &Stored, account: Option<AccountHash>| {
             let registered = Registered { key, id: stored.id(), account };
             resolved.recipients.push(Recipient::unread(registered));
@@ -418,11 +420,15 @@ impl Writer {
         };
         match to {
             Addressed::Ids(ids) => {
-                for (index, id) in ids.iter().enumerate() {
+                for (index, id) in ids.iter().enumerate().skip(begun) {
+                    if index > begun && over(index) {
+                        return Ok(false);
+                    }
+                    resolved.names = index + 1;
                     match self.find(number, *id, group)? {
                         // Asked for by its name it is counted, also if it then turns out to be disabled: it ends skipped.
                         Some((key, stored)) if !stored.subscription.gone => {
-                            take(&mut resolved, key, &stored, None);
+                            take(resolved, key, &stored, None);
                         }
                         found => {
                             let gone = found.is_some();
@@ -435,7 +441,11 @@ impl Writer {
                 }
             }
             Addressed::Accounts { accounts, latest } => {
-                for account in accounts {
+                for (index, account) in accounts.iter().enumerate().skip(begun) {
+                    if index > begun && over(index) {
+                        return Ok(false);
+                    }
+                    resolved.names = index + 1;
                     let hash = account_hash(number, account);
                     let mut browsers = Vec::new();
                     for key in self.account_keys(number, account, group)? {
@@ -448,12 +458,12 @@ impl Writer {
                         });
                         browsers = last.map(|(place, _)| place).map(|place| browsers.swap_remove(place)).into_iter().collect();
                     }
-                    let ids = browsers.iter().map(|(key, stored)| take(&mut resolved, *key, stored, Some(hash))).collect();
+                    let ids = browsers.iter().map(|(key, stored)| take(resolved, *key, stored, Some(hash))).collect();
                     resolved.accounts.push((account.clone(), ids));
                 }
             }
         }
-        Ok(resolved)
+        Ok(true)
     }
 
     // ---- feedback ----

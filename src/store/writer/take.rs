@@ -38,7 +38,15 @@ impl Writer {
         self.commits.hear();
         while !full {
             let Some(mut incoming) = self.commits.next() else { break };
-            while !full && let Some(op) = incoming.ops.pop_front() {
+            while !full && let Some(mut op) = incoming.ops.pop_front() {
+                if let Op::Send(new) = &mut op
+                    && !self.look_up(new, began + GROUP_TIME, &group)
+                {
+                    // It goes on at its next turn.
+                    incoming.ops.push_front(op);
+                    full = true;
+                    break;
+                }
                 bytes += commit::weight(&op);
                 recipients += commit::recipients(&op);
                 taken += 1;
@@ -50,6 +58,14 @@ impl Writer {
             writes.push(incoming);
         }
         (writes, group)
+    }
+
+    /// Looks up some of many names that a message is addressed to; whether all of them are.
+    fn look_up(&self, new: &mut NewMessage, until: Instant, group: &Group) -> bool {
+        let NewRecipients::Addressed(to, resolved) = &mut new.recipients else { return true };
+        let all = self.resolve(to, resolved, &new.message.app, new.message.scope.as_ref(), Some(until), group);
+        // What is wrong is found again, and answered, when it is taken.
+        all.unwrap_or(true)
     }
 
     pub(super) fn take(&mut self, op: Op, group: &mut Group) -> Done {
@@ -145,8 +161,10 @@ impl Writer {
             operators,
         } = new;
         let (mut unsent, mut accounts) = (Vec::new(), Vec::new());
-        if let NewRecipients::Addressed(to) = &recipients {
-            let resolved = self.resolve(to, &message.app, message.scope.as_ref(), group)?;
+        if let NewRecipients::Addressed(to, resolved) = &mut recipients {
+            let mut resolved = std::mem::take(resolved);
+            self.resolve(to, &mut resolved, &message.app, message.scope.as_ref(), None, group)?;
+            let resolved = *resolved;
             if let (true, Some(first)) = (resolved.recipients.is_empty(), resolved.rejected.first()) {
                 return Err(Failure { problem: first.problem.clone(), retry_after: None, position: None });
             }
@@ -164,7 +182,7 @@ impl Writer {
         let count = match &recipients {
             NewRecipients::Single(parts) => parts.iter().map(|part| part.recipients.len() as u64).sum::<u64>(),
             NewRecipients::List { chunks, .. } => chunks.iter().map(|chunk| u64::from(chunk.count)).sum(),
-            NewRecipients::Addressed(_) | NewRecipients::Campaign(_) => 0,
+            NewRecipients::Addressed(..) | NewRecipients::Campaign(_) => 0,
         };
         let operators = operators && message.urgency == Urgency::High;
         if let Some(failure) = self.closed_door(&message.app, count, operators) {
@@ -283,7 +301,7 @@ impl Writer {
                 drop(reader);
                 self.put_list_state(key, &list, group)?;
             }
-            NewRecipients::Addressed(_) => unreachable!("resolved above"),
+            NewRecipients::Addressed(..) => unreachable!("resolved above"),
         }
         if let Some(after) = fallback {
             self.put_fallbacks(&message, after, accounts, &addressed, group);
