@@ -55,6 +55,9 @@ pub const LEASE_MAX: f64 = 86_400.0;
 /// Leases of presence that are held at the same time: sessions that are online, or were until their account went offline, within
 /// the grace. Some 140 bytes each.
 pub const PRESENCE_LEASES_MAX: u64 = 500_000;
+/// Rules that are known at the same time: paused messages, labels and apps, cancelled ones, erased accounts and browsers. Some 130
+/// bytes each.
+pub const RULES_MAX: u64 = if cfg!(test) { 4_096 } else { 262_144 };
 /// Accounts that are disabled at the same time. Their hashes are in memory, some 20 bytes each.
 pub const DISABLED_ACCOUNTS_MAX: u64 = 1_000_000;
 /// `test`s that wait for their results at the same time.
@@ -73,7 +76,7 @@ pub const BACKUP_NAME_MAX: usize = 64;
 pub const IDEMPOTENCY_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 /// Characters of a topic (RFC 8030 section 5.4).
 pub const TOPIC_MAX: usize = 32;
-/// Labels a day that `stats` keeps apart.
+/// Labels a day that `stats` keeps apart for each app; the rest of an app's stand under `other`.
 pub const STATS_LABELS: usize = 1_000;
 
 const _: () = assert!((RECEIPT_BYTES * 8).div_ceil(6) == RECEIPT_CHARS);

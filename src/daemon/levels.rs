@@ -9,11 +9,12 @@ use std::sync::atomic::Ordering;
 
 use crate::clock;
 use crate::deliver::{self, Pool};
-use crate::encrypt::vapid::Tokens;
+use crate::encrypt::vapid::{Expiry, Tokens};
 use crate::ingest::reply::{format_time, parse_time};
 use crate::message::{Service, UnixMillis};
 use crate::metrics;
 use crate::schedule::origins::Table;
+use crate::store::commit::Apps;
 use crate::store::key::{self as keys, DueKey};
 use crate::store::live::{lanes_of, lock};
 use crate::store::writer;
@@ -27,8 +28,14 @@ pub(super) struct Shown {
     pub(super) tokens: Arc<Tokens>,
 }
 
+/// What of an origin tells how much is sent to it.
+const VOLUME: [&str; 7] = ["window", "in_flight", "waiting", "connections", "capacity", "resends", "timeouts"];
+
 impl Shown {
-    pub(super) fn origins_json(&self) -> String {
+    /// Each origin that was met since the start. `apps`: only what these may know, which are those that they have a token for, as
+    /// who has sent there has, and push services that are closed, as nobody else's messages get there either; and nothing that tells
+    /// how much others send: numbers of what is in flight or waits, and the windows and connections that grow with them, are null.
+    pub(super) fn origins_json(&self, apps: Option<&Apps>) -> String {
         let now = clock::now();
         let pool: HashMap<_, _> = self.pool.status().into_iter().map(|status| (status.origin.clone(), status)).collect();
         let expiries = self.tokens.expiries(now);
@@ -36,10 +43,15 @@ impl Shown {
             .origins
             .shown()
             .into_iter()
-            .map(|(service, origin, health)| {
+            .filter_map(|(service, origin, health)| {
                 let status = pool.get(&origin);
-                let token = expiries.iter().filter(|token| token.origin == origin).map(|token| token.seconds_left).min();
-                serde_json::json!({
+                let own = |token: &&Expiry| token.origin == origin && apps.is_none_or(|apps| apps.contains(&token.app));
+                let token = expiries.iter().filter(own).map(|token| token.seconds_left).min();
+                let one = || matches!(self.store.services.origins(service), Some(Origins::One(_)));
+                if apps.is_some() && token.is_none() && !(health.state != "open" && one()) {
+                    return None;
+                }
+                let mut shown = serde_json::json!({
                     "service": &*self.store.services.name(service),
                     "origin": &*origin.0,
                     "state": health.state,
@@ -55,7 +67,11 @@ impl Shown {
                     "resends": status.map_or(0, |status| status.resends),
                     "timeouts": status.map_or(0, |status| status.timeouts),
                     "token_expires": token.map(|seconds| format_time(now.plus(seconds * 1_000))),
-                })
+                });
+                if apps.is_some() {
+                    VOLUME.iter().for_each(|name| shown[name] = serde_json::Value::Null);
+                }
+                Some(shown)
             })
             .collect();
         serde_json::Value::from(all).to_string()

@@ -58,7 +58,7 @@ use crate::store::{OpenError, Origins, Store, WriteError};
 
 /// A store that was not written for so long starts with every message paused.
 const STALE_MILLIS: u64 = 24 * 60 * 60 * 1_000;
-/// Tokens beyond one an origin and key; several keys and apps share it.
+/// Tokens that an app has for each origin; its keys share them.
 const TOKENS_PER_ORIGIN: usize = 4;
 /// Slices that wait for the writer.
 const SETTLES: usize = 4_096;
@@ -362,7 +362,7 @@ impl Daemon {
             connections: config.ingest.connections,
             ttl0_patience: config.messages.ttl0_patience,
             receipts: Receipts::new(&store.keyed_hash(b"receipts")),
-            origins: Box::new(move || shown.origins_json()),
+            origins: Box::new(move |apps| shown.origins_json(apps)),
             open: AtomicUsize::new(0),
             connected: AtomicU64::new(0),
             stop: stop_reading,

@@ -223,7 +223,7 @@ impl Shared {
         if rules.cancels(message.id, &message.app, message.label.as_ref()) {
             return out(delivery, end(Ending::Cancelled, "cancelled"));
         }
-        if rules.erases(message.id, &delivery.recipient) {
+        if rules.erased_by(message.id, &message.app, &delivery.recipient).is_some() {
             return out(delivery, end(Ending::Cancelled, "erased"));
         }
         if let Some(reason) = delivery.lost {

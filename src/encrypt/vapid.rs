@@ -5,8 +5,8 @@
 //! made anew within an hour (Apple forbids more, PUSH-SERVICES 1, fact 2), whatever a push service answers. The exceptions to
 //! the hour are a clock that was set, and an origin that was dropped because the table was full.
 //!
-//! The table is bounded: what was not used since its token was made is dropped instead of renewed, and a full table drops what
-//! was not used for the longest time.
+//! The table is bounded for each app: what was not used since its token was made is dropped instead of renewed, and where an app's
+//! share is full, what it has not used for the longest time is dropped. No app's tokens make room for another's.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -109,7 +109,7 @@ struct Token {
 }
 
 impl Tokens {
-    /// A table without tokens, for these apps, of at most `entries_max` tokens (at least 1).
+    /// A table without tokens, for these apps, of at most `entries_max` tokens each (at least 1).
     pub fn new(apps: Vec<AppKeys>, entries_max: usize) -> Tokens {
         let tokens = Tokens { apps: ArcSwap::default(), writing: Mutex::new(()), entries_max: entries_max.max(1) };
         tokens.reload(apps);
@@ -167,7 +167,8 @@ impl Tokens {
         now: UnixMillis,
     ) -> Option<Authorization> {
         let apps = self.apps.load();
-        let signer = apps.get(app)?.get(key)?;
+        let signers = apps.get(app)?;
+        let signer = signers.get(key)?;
         if let Some(entry) = signer.entries.load().get(origin) {
             let token = entry.token.load();
             if token.usable(now) {
@@ -175,7 +176,7 @@ impl Tokens {
                 return Some(signer.authorization(&token, encoding));
             }
         }
-        Some(signer.authorization(&self.make(signer, origin, now), encoding))
+        Some(signer.authorization(&self.make(signers, signer, origin, now), encoding))
     }
 
     /// Makes the tokens anew that have lived half of their life, and drops those that nobody used since they were made. For
@@ -249,8 +250,8 @@ impl Tokens {
         expiries
     }
 
-    /// A usable token where there was none.
-    fn make(&self, signer: &Signer, origin: &Origin, now: UnixMillis) -> Arc<Token> {
+    /// A usable token where there was none; `signers` are all of the app.
+    fn make(&self, signers: &[Arc<Signer>], signer: &Signer, origin: &Origin, now: UnixMillis) -> Arc<Token> {
         let _writing = self.lock();
         // Another thread may have made it meanwhile.
         if let Some(entry) = signer.entries.load().get(origin) {
@@ -264,7 +265,7 @@ impl Tokens {
             return token;
         }
         let token = Arc::new(signer.sign(origin, now));
-        self.make_room();
+        self.make_room(signers);
         let mut entries = HashMap::clone(&signer.entries.load());
         let entry = Entry { token: ArcSwap::new(token.clone()), used: AtomicU64::new(now.0) };
         entries.insert(origin.clone(), Arc::new(entry));
@@ -272,13 +273,12 @@ impl Tokens {
         token
     }
 
-    /// Drops entries until one more fits. Called with the lock held.
-    fn make_room(&self) {
-        let apps = self.apps.load();
-        let count = || apps.values().flatten().map(|signer| signer.entries.load().len()).sum::<usize>();
+    /// Drops an app's entries until one more fits. Called with the lock held.
+    fn make_room(&self, signers: &[Arc<Signer>]) {
+        let count = || signers.iter().map(|signer| signer.entries.load().len()).sum::<usize>();
         while count() >= self.entries_max {
             let mut oldest: Option<(u64, &Arc<Signer>, Origin)> = None;
-            for signer in apps.values().flatten() {
+            for signer in signers {
                 for (origin, entry) in signer.entries.load().iter() {
                     let used = entry.used.load(Ordering::Relaxed);
                     if oldest.as_ref().is_none_or(|(oldest, ..)| used < *oldest) {
@@ -635,6 +635,19 @@ mod tests {
             authorize(&tokens, &origin(&number.to_string()), START.plus(HOUR));
             assert_eq!(tokens.expiries(START).len(), 3);
         }
+    }
+
+    #[test]
+    fn no_app_drops_a_token_of_another() {
+        let keys = [(); 2].map(|()| SigningKey::generate());
+        let tokens = Tokens::new(vec![app("shop", &[&keys[0]]), app("news", &[&keys[1]])], 3);
+        let get = |app: &str, origin: &Origin, now| tokens.authorization(app, 0, origin, Encoding::Aes128gcm, now).unwrap().value;
+        let first = get("news", &origin("a"), START);
+        for number in 0..9 {
+            get("shop", &origin(&number.to_string()), START.plus(2 * MINUTE));
+        }
+        assert_eq!(tokens.expiries(START).iter().filter(|expiry| &*expiry.app == "shop").count(), 3, "its own share");
+        assert_eq!(get("news", &origin("a"), START.plus(2 * MINUTE)), first, "the hour is kept");
     }
 
     #[test]

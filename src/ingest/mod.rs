@@ -72,8 +72,8 @@ pub struct Door {
     pub connections: usize,
     pub ttl0_patience: Duration,
     pub receipts: Receipts,
-    /// The array that `origins` answers, as JSON.
-    pub origins: Box<dyn Fn() -> String + Send + Sync>,
+    /// The array that `origins` answers, as JSON: on an app's socket for its apps, on the operator's (None) with all there is.
+    pub origins: Box<dyn Fn(Option<&Apps>) -> String + Send + Sync>,
     /// Open connections.
     pub open: AtomicUsize,
     /// Connections since the start.
@@ -346,6 +346,8 @@ impl Reader {
             Request::Add(add) => {
                 let message_id = add.message_id;
                 let list = self.door.store.lists.get(ListKey::of(message_id)).filter(|list| list.message.id == message_id);
+                // Another app's is not even prepared for: it must not take longer than one that does not exist.
+                let list = list.filter(|list| self.socket.rules.load().apps.contains_key(&list.message.app));
                 let rejected = add.subscriptions.rejected.clone();
                 let told = Told::Add { id, message_id, rejected };
                 let op = match list {
@@ -425,7 +427,8 @@ impl Reader {
             }
             Request::Erase(erase) => {
                 let (reply, swept) = oneshot::channel();
-                Prepared::Write(Op::Erase { erase, apps: apps(), reply }, Told::Erase { id, swept })
+                let everywhere = self.socket.operator;
+                Prepared::Write(Op::Erase { erase, everywhere, apps: apps(), reply }, Told::Erase { id, swept })
             }
             read => Prepared::Read(read),
         }

@@ -112,6 +112,8 @@ pub enum Op {
     },
     Erase {
         erase: Erase,
+        /// On the operator's word: also in apps that are not configured any more.
+        everywhere: bool,
         apps: Apps,
         /// Told when nothing waits any more and the logs are blanked.
         reply: tokio::sync::oneshot::Sender<Swept>,

@@ -6,7 +6,7 @@
 //! logs: to blank a second time changes nothing. The row names whom it is about by hashes alone.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -15,8 +15,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::message::SubscriptionId;
-use crate::store::live::{Holder, Upto, lock, subscription_hash};
+use crate::message::{AccountHash, SubscriptionId};
+use crate::store::live::{Holder, SubscriptionHash, Upto, lock, subscription_hash};
 use crate::store::record::{self, Put, Take};
 use crate::store::registry::account_hash;
 use crate::store::registry::row::App;
@@ -140,7 +140,12 @@ impl Erasure {
 }
 
 /// Everybody whom the logs are blanked of in one go, with the place of the erasure.
-pub(super) struct Whom(HashMap<Holder, usize>);
+#[derive(Default)]
+pub(super) struct Whom {
+    accounts: HashMap<AccountHash, usize>,
+    /// In which app; None: in every one.
+    subscriptions: HashMap<SubscriptionHash, Vec<(Option<Arc<str>>, usize)>>,
+}
 
 /// Of an event: whom it is about.
 #[derive(Deserialize)]
@@ -152,17 +157,23 @@ struct Names<'a> {
 
 impl Whom {
     pub(super) fn of(erasures: &[Erasure]) -> Whom {
-        let mut whom = HashMap::new();
+        let mut whom = Whom::default();
         for (place, erasure) in erasures.iter().enumerate() {
             for holder in &erasure.whom {
-                whom.entry(holder.clone()).or_insert(place);
+                match holder {
+                    Holder::Account(who) => _ = whom.accounts.entry(*who).or_insert(place),
+                    Holder::Subscription(app, hash) => whom.subscriptions.entry(*hash).or_default().push((app.clone(), place)),
+                    Holder::Message(_) | Holder::Label(..) | Holder::App(_) => {}
+                }
             }
         }
-        Whom(whom)
+        whom
     }
 
-    fn subscription(&self, id: SubscriptionId) -> Option<usize> {
-        self.0.get(&Holder::Subscription(subscription_hash(id))).copied()
+    /// The erasure of a subscription in an app.
+    fn subscription(&self, id: SubscriptionId, app: &str) -> Option<usize> {
+        let erased = self.subscriptions.get(&subscription_hash(id))?;
+        erased.iter().find(|(of, _)| of.as_deref().is_none_or(|of| of == app)).map(|(_, place)| *place)
     }
 
     /// A row of the event log without the names of who is erased; None: they are not in it. The events that they stood in are
@@ -192,9 +203,9 @@ impl Whom {
         let by_id = || {
             let mut id = [0; 12];
             let whole = URL_SAFE_NO_PAD.decode_slice(subscription_id?, &mut id) == Ok(id.len());
-            self.subscription(SubscriptionId(id)).filter(|_| whole)
+            self.subscription(SubscriptionId(id), of.as_deref().unwrap_or_default()).filter(|_| whole)
         };
-        let by_account = || self.0.get(&Holder::Account(account_hash(app(&of?)?, &account?))).copied();
+        let by_account = || self.accounts.get(&account_hash(app(of.as_deref()?)?, account.as_deref()?)).copied();
         let place = by_id().or_else(by_account)?;
         let mut event: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
         for name in ["subscription_id", "account", "ref"] {
@@ -212,8 +223,8 @@ impl Whom {
         while !take.at_end() {
             let mut head = record::take_head(&mut take, commit).ok()?;
             for recipient in &mut head.recipients {
-                let account = recipient.account.and_then(|who| self.0.get(&Holder::Account(who)));
-                if account.is_some() || self.subscription(recipient.subscription).is_some() {
+                let account = recipient.account.and_then(|who| self.accounts.get(&who));
+                if account.is_some() || self.subscription(recipient.subscription, &head.app).is_some() {
                     met = true;
                     (recipient.subscription, recipient.account, recipient.reference) = (SubscriptionId::UNKNOWN, None, None);
                 }
@@ -223,9 +234,18 @@ impl Whom {
         met.then_some(put.0)
     }
 
-    /// Whether a row's key ends with the id of one of them.
-    pub(super) fn names(&self, key: &[u8]) -> bool {
-        let id = key.last_chunk().filter(|_| key.len() > 12);
-        id.is_some_and(|id| self.subscription(SubscriptionId(*id)).is_some())
+    /// Whether the key of a row of `feedback` ends with the id of one that is erased in some app.
+    pub(super) fn may_name(&self, key: &[u8]) -> bool {
+        receipt_of(key).is_some_and(|id| self.subscriptions.contains_key(&subscription_hash(id)))
     }
+
+    /// Whether it ends with the id of one that is erased in the app.
+    pub(super) fn names(&self, key: &[u8], app: &str) -> bool {
+        receipt_of(key).is_some_and(|id| self.subscription(id, app).is_some())
+    }
+}
+
+/// Whose receipts a row of `feedback` notes, by its key.
+fn receipt_of(key: &[u8]) -> Option<SubscriptionId> {
+    key.last_chunk().filter(|_| key.len() > 12).map(|id| SubscriptionId(*id))
 }

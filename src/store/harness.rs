@@ -131,9 +131,13 @@ impl Running {
 
 impl<M: Model> World<M> {
     pub fn start(setup: Setup, model: M) -> World<M> {
+        World::start_with(setup, model, &["shop"])
+    }
+
+    pub fn start_with(setup: Setup, model: M, apps: &[&str]) -> World<M> {
         // In memory where that can be: a crash of the process loses nothing that was written, so syncing adds nothing here.
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
-        let apps: Apps = Arc::new(vec![Arc::from("shop")]);
+        let apps: Apps = Arc::new(apps.iter().map(|app| Arc::from(*app)).collect());
         let running = Some(Running::start(directory.path(), &apps, setup));
         World { model, apps, ahead: 0, ended: HashMap::new(), ended_on_disk: HashMap::new(), directory, setup, running }
     }
@@ -244,6 +248,8 @@ impl<M: Model> World<M> {
             let ended = |ending, reason| Some(Settlement::Ended { ending, reason, status: None, key: None });
             let what = if rules.cancels(message.id, &message.app, message.label.as_ref()) {
                 ended(Ending::Cancelled, "cancelled")
+            } else if rules.erased_by(message.id, &message.app, &delivery.recipient).is_some() {
+                ended(Ending::Cancelled, "erased")
             } else if let Some(lost) = delivery.lost {
                 ended(Ending::Skipped, lost)
             } else if message.expires.since(now) < 1_000 {

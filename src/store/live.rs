@@ -644,14 +644,23 @@ pub enum Holder {
     App(Arc<str>),
     /// An account that is online: what has `when: offline`. As a cancellation: an account that is erased.
     Account(AccountHash),
-    /// Only as a cancellation: a subscription that is erased, by a hash of its id, for the rule stays longer than anything else.
-    Subscription(SubscriptionHash),
+    /// Only as a cancellation: a subscription that is erased in an app, by a hash of its id, for the rule stays longer than anything
+    /// else. None: in every app, on the operator's word, or on one that came before rules named the app.
+    Subscription(Option<Arc<str>>, SubscriptionHash),
 }
 
 impl Holder {
+    /// The app that it is of, if it says so.
+    pub fn app(&self) -> Option<&Arc<str>> {
+        match self {
+            Holder::Label(app, _) | Holder::App(app) | Holder::Subscription(Some(app), _) => Some(app),
+            Holder::Message(_) | Holder::Account(_) | Holder::Subscription(None, _) => None,
+        }
+    }
+
     /// Whether it ends, as a cancellation, what belongs to somebody who is erased.
     pub fn erases(&self) -> bool {
-        matches!(self, Holder::Account(_) | Holder::Subscription(_))
+        matches!(self, Holder::Account(_) | Holder::Subscription(..))
     }
 }
 
@@ -703,24 +712,36 @@ impl RuleSet {
             && holders(id, app, label).into_iter().flatten().any(|who| self.cancelled.get(&who).is_some_and(by))
     }
 
-    /// From now on nothing from before `upto` goes to somebody who is erased.
-    pub fn erase(&mut self, holder: Holder, upto: Upto) {
+    /// From now on nothing from before `upto` goes to somebody who is erased. Whether that was a rule before.
+    pub fn erase(&mut self, holder: Holder, upto: Upto) -> bool {
         self.erasing = true;
-        self.cancelled.insert(holder, upto);
+        self.cancelled.insert(holder, upto).is_some()
     }
 
-    /// Whether this recipient was erased after the message had come.
-    pub fn erases(&self, id: MessageId, recipient: &Recipient) -> bool {
-        let account = || recipient.registered.and_then(|registered| registered.account);
-        self.erasing && self.erases_named(id, recipient.subscription_id(), account())
+    /// The word on which this recipient was erased after the message of the app had come.
+    pub fn erased_by(&self, id: MessageId, app: &Arc<str>, recipient: &Recipient) -> Option<Holder> {
+        if !self.erasing {
+            return None;
+        }
+        let account = recipient.registered.and_then(|registered| registered.account);
+        self.erased_named_by(id, app, recipient.subscription_id(), account)
     }
 
     /// The same of a recipient that is known by name only.
-    pub fn erases_named(&self, id: MessageId, subscription: SubscriptionId, account: Option<AccountHash>) -> bool {
+    pub fn erased_named_by(
+        &self,
+        id: MessageId,
+        app: &Arc<str>,
+        subscription: SubscriptionId,
+        account: Option<AccountHash>,
+    ) -> Option<Holder> {
+        if !self.erasing {
+            return None;
+        }
         let before = |who: &Holder| self.cancelled.get(who).is_some_and(|upto| (id.commit(), id.place()) < *upto);
-        self.erasing
-            && (before(&Holder::Subscription(subscription_hash(subscription)))
-                || account.is_some_and(|who| before(&Holder::Account(who))))
+        let hash = subscription_hash(subscription);
+        let in_app = Holder::Subscription(Some(app.clone()), hash);
+        [Some(in_app), Some(Holder::Subscription(None, hash)), account.map(Holder::Account)].into_iter().flatten().find(before)
     }
 
     /// Whether the message is held back.

@@ -197,16 +197,20 @@ impl Store {
 
     /// The head of a single. None: no single has this id, or it was forgotten.
     pub fn head(&self, id: MessageId) -> Result<Option<Head>, ReadError> {
+        Ok(self.head_at(id.commit(), id.place())?.filter(|head| head.id == id))
+    }
+
+    fn head_at(&self, commit: u64, place: u16) -> Result<Option<Head>, ReadError> {
         let reader = self.reader()?;
-        let floor = key::head_key(id.commit(), 0);
-        let Some((_, value)) = reader.last_at_most(family::HEAD, &key::head_key(id.commit(), id.place()), &floor)? else {
+        let floor = key::head_key(commit, 0);
+        let Some((_, value)) = reader.last_at_most(family::HEAD, &key::head_key(commit, place), &floor)? else {
             return Ok(None);
         };
         let mut found = None;
         let decoded = Take::versioned(value).and_then(|mut take| {
             while !take.at_end() && found.is_none() {
-                let head = record::take_head(&mut take, id.commit())?;
-                if head.id == id {
+                let head = record::take_head(&mut take, commit)?;
+                if head.id.place() == place {
                     found = Some(head);
                 }
             }
@@ -223,6 +227,16 @@ impl Store {
         let key = ListKey::of(list.message.id);
         // An open list has its row.
         list.whole(|| self.stored_message(key)?.ok_or(ReadError))
+    }
+
+    /// The app of the message that a row of `feedback` is about; None: it is forgotten.
+    pub(super) fn app_of(&self, feedback: &[u8]) -> Result<Option<Arc<str>>, ReadError> {
+        let (Some(commit), Some(place)) = (feedback.first_chunk(), feedback.get(8..10)) else { return Ok(None) };
+        let (commit, place) = (u64::from_be_bytes(*commit), u16::from_be_bytes([place[0], place[1]]));
+        if let Some(message) = self.list_message(ListKey { commit, place })? {
+            return Ok(Some(message.app.clone()));
+        }
+        Ok(self.head_at(commit, place)?.map(|head| head.app))
     }
 
     /// The message of a list, open or ended, without the body if it is open.

@@ -87,3 +87,42 @@ fn two_apps_sockets_see_nothing_of_each_other() {
         assert_eq!(key.map(Value::from).as_ref(), Some(&own["public_key"]), "{text}");
     }
 }
+
+#[test]
+fn an_app_is_told_of_push_services_without_what_others_send_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (mock, daemon) = start(|mut config| {
+        for app in ["shop", "news"] {
+            write_vapid_key(path(&format!("{app}.pem")).as_ref()).unwrap();
+            config = config
+                .set(&format!("apps.{app}.vapid_keys"), json!([path(&format!("{app}.pem"))]))
+                .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
+                .set(&format!("sockets.{app}.path"), path(app))
+                .set(&format!("sockets.{app}.apps"), json!([app]));
+        }
+        config
+    });
+    let mut operator = daemon.client();
+    let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(path(app)).unwrap());
+    let browsers = mock.subscribe(0, 5);
+    let origins = |client: &mut Client| client.ok(&json!({"op": "origins"}))["origins"].as_array().unwrap().clone();
+    let id = id_of(&shop.ok(&send(&browsers, json!({}))));
+    wait_ended(&mut shop, &id);
+    assert_eq!(origins(&mut news), Vec::<Value>::new(), "it has sent nowhere");
+    let id = id_of(&news.ok(&send(&browsers[..1], json!({}))));
+    wait_ended(&mut news, &id);
+    let (all, own) = (origins(&mut operator).remove(0), origins(&mut news).remove(0));
+    for name in ["service", "origin", "state", "probe_at", "last_error", "last_error_at", "protocol"] {
+        assert_eq!(own[name], all[name], "{name}");
+    }
+    assert!(own["token_expires"].is_string() && own["protocol"].is_string(), "{own}");
+    for name in ["window", "in_flight", "waiting", "connections", "capacity", "resends", "timeouts"] {
+        assert!(own[name].is_null() && all[name].is_u64(), "{name}: {own} {all}");
+    }
+    // A push service that takes nothing is known to all: what they send waits for it.
+    mock.set_fault(Scope::Origin(0), Fault::status(503));
+    let id = id_of(&shop.ok(&send(&browsers, json!({}))));
+    wait_for("the origin to close", || Some(origins(&mut news).remove(0)).filter(|own| own["state"] != "open"));
+    shop.ok(&json!({"op": "cancel", "message_id": id}));
+}

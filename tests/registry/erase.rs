@@ -5,12 +5,13 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use fanfare_loadtest::daemon::Daemon;
+use fanfare_loadtest::client::Client;
+use fanfare_loadtest::daemon::{Daemon, write_vapid_key};
 use fanfare_loadtest::mock::{Fault, Mock, Subscription};
 use serde_json::{Value, json};
 
 use crate::support::{
-    PATIENCE, answer, count, events, id_of, in_seconds, number, send, start, status, subscribe, texts, wait, wait_ended,
+    PATIENCE, answer, count, events, id_of, in_seconds, number, send, start, status, subscribe, texts, wait, wait_ended, with,
 };
 
 const ACCOUNT: &str = "erika-mustermann-7431";
@@ -179,4 +180,81 @@ fn a_browser_can_be_erased_by_itself() {
         left.is_empty()
     });
     assert!(clean, "left after a minute: {left:?}");
+}
+
+/// Both apps know the same browsers, as accounts of the same name. What one of them erases, the other does not even notice.
+#[test]
+fn an_app_erases_only_what_is_its_own() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
+    let (mock, _daemon) = start(|mut config| {
+        for app in ["shop", "news"] {
+            let key = path(&format!("{app}.pem"));
+            write_vapid_key(key.as_ref()).expect("writable");
+            config = config
+                .set(&format!("apps.{app}.vapid_keys"), json!([key]))
+                .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
+                .set(&format!("sockets.{app}.path"), path(app))
+                .set(&format!("sockets.{app}.apps"), json!([app]));
+        }
+        config
+    });
+    let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(path(app)).expect("it listens"));
+    for way in ["subscription_id", "endpoint", "account"] {
+        let browser = mock.subscribe(0, 1).remove(0);
+        let account = format!("{ACCOUNT} by {way}");
+        let fill = |client: &mut Client| {
+            subscribe(client, &browser, json!({"account": account}));
+            // The push service has it gone once, so that there is an event that names it.
+            answer(&mock, &browser, Fault::status(410));
+            let gone = send(client, json!({"accounts": [account]}), json!({"ref": way}));
+            wait_ended(client, &gone);
+            mock.clear_all_faults();
+            subscribe(client, &browser, json!({"account": account}));
+            let at = json!({"at": in_seconds(8.0), "payload": way});
+            let list = with(at.clone(), json!({"rate": 1_000}));
+            vec![
+                send(client, json!({"subscription": browser.json()}), at.clone()),
+                send(client, json!({"subscription_ids": [id_of(&browser)]}), at.clone()),
+                send(client, json!({"accounts": [account]}), at.clone()),
+                send(client, json!({"subscriptions": [browser.json()]}), list.clone()),
+                send(client, json!({"accounts": [account]}), list),
+                send(client, json!({"segment": {"all": true}}), at),
+            ]
+        };
+        let (of_shop, of_news) = (fill(&mut shop), fill(&mut news));
+        let seen = |client: &mut Client| {
+            let of = |client: &mut Client, id: &String| status(client, id);
+            let statuses: Vec<Value> = of_news.iter().map(|id| of(client, id)).collect();
+            let events = events(client, json!({}));
+            let named = events.iter().filter(|event| event["subscription_id"] == id_of(&browser)).count();
+            let asked = client.ok(&json!({"op": "account", "account": account}));
+            let stats = client.ok(&json!({"op": "stats", "by": ["label", "service"]}));
+            (json!([statuses, events, asked, stats]), named)
+        };
+        let before = seen(&mut news);
+        assert_eq!(before.1, 1, "{way}: {}", before.0);
+        let erase = match way {
+            "subscription_id" => json!({"op": "erase", way: id_of(&browser)}),
+            "endpoint" => json!({"op": "erase", way: browser.endpoint}),
+            _ => json!({"op": "erase", way: account}),
+        };
+        let told = shop.ok(&erase);
+        assert_eq!((number(&told, "removed"), number(&told, "cancelled"), number(&told, "blanked")), (1, 3, 1), "{way}: {told}");
+        assert_eq!(seen(&mut news), before, "{way}");
+        assert!(events(&mut shop, json!({})).iter().all(|event| event["subscription_id"] != id_of(&browser)), "{way}");
+        // Again there is nothing, though the other app has all of it still.
+        let told = shop.ok(&erase);
+        assert_eq!((number(&told, "removed"), number(&told, "cancelled"), number(&told, "blanked")), (0, 0, 0), "{way}: {told}");
+        assert_eq!(seen(&mut news), before, "{way}");
+        for id in &of_news {
+            let ended = wait_ended(&mut news, id);
+            assert_eq!((number(&ended, "accepted"), number(&ended, "recipients")), (1, 1), "{way}: {ended}");
+        }
+        for id in &of_shop {
+            assert_eq!(number(&wait_ended(&mut shop, id), "accepted"), 0, "{way}");
+        }
+        assert_eq!(texts(&mock, &browser), vec![way; of_news.len()], "{way}");
+        news.ok(&json!({"op": "erase", "account": account}));
+    }
 }

@@ -95,7 +95,7 @@ pub(super) fn read_request(
         }
         Request::Origins => {
             begin_ok(out, id);
-            member(out, "origins", (door.origins)());
+            member(out, "origins", (door.origins)((!socket.operator).then_some(&apps)));
             end(out);
         }
         Request::VapidPublicKey { app } => {

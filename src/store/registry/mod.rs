@@ -5,6 +5,8 @@
 //! it follows by itself. Counts are those of subscriptions that can be reached (not gone, not disabled, nor their account) and
 //! change in the commit, or the checkpoint, that changes the subscription. What belongs to one app is not found by another.
 
+#[cfg(test)]
+mod apart;
 pub mod row;
 #[cfg(test)]
 mod stories;

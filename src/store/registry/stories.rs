@@ -509,7 +509,7 @@ fn who_is_erased_is_told_of_no_more() {
     });
     let (reply, mut swept) = oneshot::channel();
     let erase = Erase::Account(Whose { account: Account::from("anna"), app: None });
-    assert_eq!(world.hand_over(Op::Erase { erase, apps: apps.clone(), reply }), Done::Erased { removed: 1 });
+    assert_eq!(world.hand_over(Op::Erase { erase, everywhere: false, apps: apps.clone(), reply }), Done::Erased { removed: 1 });
     std::thread::sleep(Duration::from_millis(5));
     world.sweep();
     assert_eq!(swept.try_recv().expect("told").cancelled, 2);
@@ -528,7 +528,7 @@ fn who_is_erased_is_told_of_no_more() {
 fn erase(world: &mut World, account: &str) -> (Op, oneshot::Receiver<Swept>) {
     let (reply, swept) = oneshot::channel();
     let erase = Erase::Account(Whose { account: Account::from(account), app: None });
-    (Op::Erase { erase, apps: world.apps.clone(), reply }, swept)
+    (Op::Erase { erase, everywhere: false, apps: world.apps.clone(), reply }, swept)
 }
 
 /// Rows of events and heads that name a browser or its account.

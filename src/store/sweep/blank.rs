@@ -107,6 +107,8 @@ impl Sweep {
             from: LOGS.get(log + 1).map_or_else(Vec::new, |(_, start, _)| start.to_vec()),
         };
         let (mut scanned, mut bytes) = (0, 0);
+        // Their app is that of their message, which is looked up when nothing is being read.
+        let mut receipts: Vec<Vec<u8>> = Vec::new();
         self.store.reader()?.scan(family, from, end, |row, value| {
             scanned += row.len() + value.len();
             let put = match family {
@@ -115,7 +117,6 @@ impl Sweep {
                 _ => None,
             };
             let drops = match family {
-                family::FEEDBACK => whom.names(row),
                 family::INDEX => Fallback::decode(Bytes::copy_from_slice(value)).is_ok_and(|fallback| self.is_erased(&fallback)),
                 _ => false,
             };
@@ -126,13 +127,23 @@ impl Sweep {
             if drops {
                 blanked.ranges.push((family, row.to_vec(), just_behind(row)));
             }
-            let rows = blanked.put.len() + blanked.ranges.len();
+            if family == family::FEEDBACK && whom.may_name(row) {
+                receipts.push(row.to_vec());
+            }
+            let rows = blanked.put.len() + blanked.ranges.len() + receipts.len();
             let enough = rows >= BLANKED_ROWS || bytes >= BLANKED_BYTES || scanned >= SCANNED_BYTES;
             if enough {
                 (blanked.log, blanked.from) = (*log, just_behind(row));
             }
             !enough
         })?;
+        for row in receipts {
+            // Of a message that is forgotten already nobody can be told.
+            if self.store.app_of(&row)?.is_none_or(|app| whom.names(&row, &app)) {
+                let end = just_behind(&row);
+                blanked.ranges.push((family, row, end));
+            }
+        }
         Ok(blanked)
     }
 

@@ -3,14 +3,14 @@
 //! Promise: a rule is marked as swept when all that it concerns, up to its message, was sent to the writer; a start begins
 //! again with those that are not marked. What is in flight, and what is met later, knows the rule from memory.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use crate::message::{BatchId, Delivery, DeliveryId, Lane};
 use crate::store::key::{self, DueKey, WorkKey};
-use crate::store::live::{Holder, subscription_hash};
+use crate::store::live::{Holder, RuleSet};
 use crate::store::record;
 use crate::store::sweep::{SLICE, Sweep, just_behind};
 use crate::store::writer::{Settle, StoredRule, read_rule};
@@ -31,33 +31,28 @@ impl Sweep {
             let known = self.store.rules.load();
             rules.retain(|rule| !rule.holder.erases() || known.cancelled.get(&rule.holder) >= Some(&rule.upto));
         }
-        // One that is erased with its account is met on both words, and counted once.
-        let mut met = HashSet::new();
+        if rules.is_empty() {
+            return Ok(());
+        }
+        // All in one walk: an account has one for each of its browsers.
+        let mut due = RuleSet::default();
+        for rule in &rules {
+            due.erasing |= rule.holder.erases();
+            due.cancelled.insert(rule.holder.clone(), rule.upto);
+        }
+        let mut met = Met::default();
+        for lane in self.lanes() {
+            self.sweep_lane(lane, &due, &mut met)?;
+        }
         for rule in rules {
-            let mut cancelled = 0;
-            for lane in self.lanes() {
-                cancelled += self.sweep_lane(lane, &rule, &mut met)?;
-            }
+            let cancelled = met.counts.get(&rule.holder).copied().unwrap_or(0);
             self.store.erasures.swept(&rule.holder, rule.upto, cancelled);
             self.send(Settle::Swept(rule.holder, rule.upto));
         }
         Ok(())
     }
 
-    /// Gives how many it has found for an erasure that were not met before.
-    fn sweep_lane(&self, lane: Lane, rule: &StoredRule, met: &mut HashSet<DeliveryId>) -> Result<u64, ReadError> {
-        let mut cancelled = 0;
-        let concerns = |delivery: &Delivery| {
-            let message = &delivery.message;
-            (message.id.commit(), message.id.place()) < rule.upto
-                && match &rule.holder {
-                    Holder::Message(id) => message.id == *id,
-                    Holder::Label(app, label) => message.app == *app && message.label.as_ref() == Some(label),
-                    Holder::App(app) => message.app == *app,
-                    Holder::Account(who) => delivery.recipient.registered.and_then(|one| one.account) == Some(*who),
-                    Holder::Subscription(hash) => subscription_hash(delivery.recipient.subscription_id()) == *hash,
-                }
-        };
+    fn sweep_lane(&self, lane: Lane, due: &RuleSet, met: &mut Met) -> Result<(), ReadError> {
         let prefix = key::lane_prefix(lane);
         for family in [family::WORK, family::DUE] {
             let mut start = prefix.clone();
@@ -73,28 +68,53 @@ impl Sweep {
                 start = just_behind(last);
                 // Nothing is claimed: what the cancellation does not concern is not touched, and what it does concern is not
                 // shown as in flight in between.
-                let mut found = Vec::new();
+                let (mut erased, mut cancelled) = (Vec::new(), Vec::new());
+                let mut judge = |delivery: Box<Delivery>| {
+                    let message = &delivery.message;
+                    if let Some(holder) = due.erased_by(message.id, &message.app, &delivery.recipient) {
+                        met.count(delivery.id, holder);
+                        erased.push(delivery);
+                    } else if due.cancels(message.id, &message.app, message.label.as_ref()) {
+                        cancelled.push(delivery);
+                    }
+                };
                 for (row, value) in rows {
                     if family == family::WORK {
                         let Ok(key) = WorkKey::decode(&row) else { continue };
-                        found.extend(self.waiting(&key, &value)?.into_iter().filter(|delivery| concerns(delivery)));
-                    } else if let Ok(due) = DueKey::decode(&row)
-                        && let BatchId::Commit { .. } = due.delivery.batch
-                        && let Ok(Some(delivery)) = record::read_due_row(value, due.delivery, due.time, || None)
-                        && concerns(&delivery)
+                        self.waiting(&key, &value)?.into_iter().for_each(&mut judge);
+                    } else if let Ok(key) = DueKey::decode(&row)
+                        && let BatchId::Commit { .. } = key.delivery.batch
+                        && let Ok(Some(delivery)) = record::read_due_row(value, key.delivery, key.time, || None)
                     {
-                        found.push(delivery);
+                        judge(delivery);
                     }
                 }
-                if rule.holder.erases() {
-                    cancelled += found.iter().filter(|delivery| met.insert(delivery.id)).count() as u64;
+                for (found, reason) in [(erased, "erased"), (cancelled, "cancelled")] {
+                    if !found.is_empty() {
+                        self.send(Settle::Cancelled(found, reason));
+                    }
                 }
-                self.send(Settle::Cancelled(found, if rule.holder.erases() { "erased" } else { "cancelled" }));
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(ReadError);
                 }
             }
         }
-        Ok(cancelled)
+        Ok(())
+    }
+}
+
+/// What was found of those who are erased, by the word that it was found on.
+#[derive(Default)]
+struct Met {
+    /// What waits in a row, and meanwhile by itself, is met twice, and counted once.
+    seen: HashSet<DeliveryId>,
+    counts: HashMap<Holder, u64>,
+}
+
+impl Met {
+    fn count(&mut self, delivery: DeliveryId, holder: Holder) {
+        if self.seen.insert(delivery) {
+            *self.counts.entry(holder).or_default() += 1;
+        }
     }
 }

@@ -9,14 +9,18 @@ use std::collections::hash_map::Entry;
 use bytes::Bytes;
 
 use crate::message::{BatchId, UnixMillis};
-use crate::store::live::{Holder, ending};
+use crate::store::live::{Holder, ListKey, ending};
 use crate::store::record::{self, Take};
 use crate::store::sweep::{Puts, Ranges, Sweep, just_behind};
-use crate::store::writer::{Settle, read_list, read_rule, rule_key};
+use crate::store::writer::{Lifted, Settle, read_list, read_rule};
 use crate::store::{ReadError, Reader, family, key, list_state, number};
 
 /// Cancellations are kept as long as what they cancelled can be in flight or be tried again.
 const RULE_MILLIS: u64 = 36 * 86_400_000;
+/// Those that were swept are kept for what was in flight then.
+const SWEPT_MILLIS: u64 = 86_400_000;
+/// A paused message that has ended is looked for after this time: one that was just committed is not on disk everywhere.
+const ENDED_MILLIS: u64 = 60_000;
 
 impl Sweep {
     /// Drops what is kept no longer.
@@ -31,22 +35,49 @@ impl Sweep {
         if kept_from > 0 {
             ranges.push((family::STATS, vec![0; 4], kept_from.to_be_bytes().to_vec()));
         }
-        for (kind, start, end) in [("cancel", b"cancel/", b"cancel0"), ("pause", b"pause/\0", b"pause/\xff")] {
-            self.store.reader()?.scan(family::META, start, end, |_, value| {
-                if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
-                    && now.since(rule.since) > RULE_MILLIS
-                    // A paused label or app stays paused until it is resumed; a message has ended by now.
-                    && (kind == "cancel" || matches!(rule.holder, Holder::Message(_)))
-                {
-                    let row = rule_key(kind, &rule.holder);
-                    let end = just_behind(&row);
-                    ranges.push((family::META, row, end));
-                }
-                true
-            })?;
-        }
+        self.lift_rules(now)?;
         if !ranges.is_empty() || !put.is_empty() {
             self.send(Settle::Forget { ranges, put });
+        }
+        Ok(())
+    }
+
+    /// Rules that nothing can meet any more leave memory and disk.
+    fn lift_rules(&self, now: UnixMillis) -> Result<(), ReadError> {
+        let mut lifted = Vec::new();
+        let reader = self.store.reader()?;
+        reader.scan(family::META, b"cancel/", b"cancel0", |_, value| {
+            if let Ok(rule) = read_rule(Bytes::copy_from_slice(value)) {
+                // What a rule has ended by its sweep, and what was in flight then, is settled within minutes. Receipts of somebody who
+                // is erased may come back for weeks.
+                let kept = if rule.swept && !rule.holder.erases() { SWEPT_MILLIS } else { RULE_MILLIS };
+                if now.since(rule.since) > kept {
+                    lifted.push(Lifted::Cancellation(rule.holder, rule.upto));
+                }
+            }
+            true
+        })?;
+        let mut failed = None;
+        reader.scan(family::META, b"pause/", b"pause0", |_, value| {
+            // A paused label or app stays paused until it is resumed.
+            if let Ok(rule) = read_rule(Bytes::copy_from_slice(value))
+                && let Holder::Message(id) = rule.holder
+                && now.since(rule.since) > ENDED_MILLIS
+                && self.store.lists.get(ListKey::of(id)).is_none()
+            {
+                match self.store.head(id).and_then(|head| head.map_or(Ok(true), |head| self.all_ended(&reader, &[head]))) {
+                    Ok(true) => lifted.push(Lifted::Pause(rule.holder)),
+                    Ok(false) => {}
+                    Err(error) => failed = Some(error),
+                }
+            }
+            true
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if !lifted.is_empty() {
+            self.send(Settle::Lift(lifted));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::ingest::request::{Code, Target};
 use crate::message::{AccountHash, Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
 use crate::store::commit::{Apps, Done};
 use crate::store::key::{self, DueKey};
-use crate::store::live::{Holder, List, ListKey};
+use crate::store::live::{Holder, List, ListKey, Upto};
 use crate::store::record::{self, Head};
 use crate::store::writer::Writer;
 use crate::store::writer::event::{Event, What};
@@ -114,7 +114,8 @@ impl Writer {
         let recipient = entry
             .map(|entry| (entry.subscription, entry.account))
             .or_else(|| loaded.map(|delivery| (delivery.recipient.subscription_id(), account_of(delivery))));
-        let erased = recipient.is_some_and(|(known, account)| self.store.rules.load().erases_named(id, known, account));
+        let erased =
+            recipient.is_some_and(|(known, account)| self.store.rules.load().erased_named_by(id, &app, known, account).is_some());
         let told: Option<&dyn Fn() -> SubscriptionId> = None;
         let subscription = || recipient.expect("only called if it is known").0;
         let of_row = entry
@@ -164,7 +165,7 @@ impl Writer {
             }
             Holder::Label(app, label) => self.store.lists.of(|of| of.app == *app && of.label.as_ref() == Some(label)),
             Holder::App(app) => self.store.lists.of(|of| of.app == *app),
-            Holder::Account(_) | Holder::Subscription(_) => Vec::new(),
+            Holder::Account(_) | Holder::Subscription(..) => Vec::new(),
         }
     }
 
@@ -191,10 +192,17 @@ impl Writer {
                 Found::Single(head) => self.cancel_single(&head, group)?,
             }
             // What was held for it is let go, and found to have ended.
-            self.set_rule_paused(&Holder::Message(id), group, false)?;
+            self.set_rule_paused(&Holder::Message(id), None, group, false)?;
             return Ok(Done::Done);
         }
-        for holder in self.holders(&target, apps) {
+        let holders = self.holders(&target, apps);
+        for holder in &holders {
+            let known = self.store.rules.load().cancelled.contains_key(holder);
+            if let Some(app) = holder.app().filter(|_| !known) {
+                self.may_have_rules(app, 1)?;
+            }
+        }
+        for holder in holders {
             for (key, list) in self.lists_of(&holder) {
                 self.end_list(key, &list, Ending::Cancelled, "cancelled");
             }
@@ -203,22 +211,74 @@ impl Writer {
         Ok(Done::Done)
     }
 
+    // ---- how many rules there are ----
+
+    /// Refuses more rules than an app's share has room for.
+    pub(super) fn may_have_rules(&self, app: &Arc<str>, n: u64) -> Result<(), Failure> {
+        if n <= self.rules.room(app) {
+            return Ok(());
+        }
+        let message = "as many messages and labels are paused, cancelled or erased as may be; those that are over are dropped in time";
+        Err(Failure::later(Code::Overloaded, message, 60.0))
+    }
+
+    /// One rule more, of this app.
+    pub(super) fn count_rule(&mut self, holder: &Holder, app: &Arc<str>) {
+        self.rules.add(app, 1);
+        if holder.app().is_none() {
+            self.whose.insert(holder.clone(), app.clone());
+        }
+    }
+
+    /// One rule less.
+    fn uncount_rule(&mut self, holder: &Holder) {
+        match holder.app().or_else(|| self.whose.get(holder)) {
+            Some(app) => self.rules.sub(app, 1),
+            None => self.rules.sub(&Arc::from(""), 1),
+        }
+        let rules = self.store.rules.load();
+        if !rules.paused.contains(holder) && !rules.cancelled.contains_key(holder) {
+            self.whose.remove(holder);
+        }
+    }
+
+    /// Drops a rule that nothing can meet any more, unless it was said anew.
+    pub(super) fn lift(&mut self, lifted: Lifted) {
+        let (kind, holder) = match lifted {
+            Lifted::Pause(holder) => {
+                self.store.rules.change(|rules| rules.paused.remove(&holder));
+                ("pause", holder)
+            }
+            Lifted::Cancellation(holder, upto) => {
+                if self.store.rules.load().cancelled.get(&holder).is_some_and(|known| *known != upto) {
+                    return;
+                }
+                self.store.rules.change(|rules| rules.cancelled.remove(&holder));
+                ("cancel", holder)
+            }
+        };
+        self.uncount_rule(&holder);
+        self.checkpoint.touch();
+        self.checkpoint.rows.push((family::META, rule_key(kind, &holder), None));
+    }
+
     /// Has the sweep end all that waits on this word up to here: it begins when the rule, and all that waits by itself by now, is on
     /// disk. An erasure is a rule from then on only: one that is refused must change nothing.
     pub(super) fn sweep_until_here(&mut self, holder: Holder, group: &mut Group) {
-        self.put_cancellation(holder, false, group);
+        let app = holder.app().cloned().unwrap_or_else(|| Arc::from(""));
+        self.put_cancellation(holder, &app, false, group);
         self.checkpoint.touch();
         self.checkpoint.forced = true;
         group.cancels = true;
     }
 
-    fn put_cancellation(&self, holder: Holder, swept: bool, group: &mut Group) {
+    fn put_cancellation(&mut self, holder: Holder, app: &Arc<str>, swept: bool, group: &mut Group) {
         let upto = group.next_message();
         group.registry.put(family::META, rule_key("cancel", &holder), rule_row(&holder, upto, group.now, swept));
         if holder.erases() {
             group.erased.push((holder, upto));
-        } else {
-            self.store.rules.change(|rules| rules.cancelled.insert(holder, upto));
+        } else if self.store.rules.change(|rules| rules.cancelled.insert(holder.clone(), upto)).is_none() {
+            self.count_rule(&holder, app);
         }
     }
 
@@ -238,7 +298,7 @@ impl Writer {
         self.checkpoint.forced |= self.checkpoint.dirty();
         if busy {
             // What is in flight is let finish; if it would be tried again, it ends instead.
-            self.put_cancellation(Holder::Message(head.id), true, group);
+            self.put_cancellation(Holder::Message(head.id), &head.app, true, group);
         }
         Ok(())
     }
@@ -250,14 +310,14 @@ impl Writer {
                 Found::List(key, list) => {
                     // The rule holds back what of it waits by itself.
                     self.set_list_paused(key, &list, true, None, group)?;
-                    self.set_rule_paused(&Holder::Message(id), group, true)?;
+                    self.set_rule_paused(&Holder::Message(id), Some(&list.message.app), group, true)?;
                 }
-                Found::Single(_) => self.set_rule_paused(&Holder::Message(id), group, true)?,
+                Found::Single(head) => self.set_rule_paused(&Holder::Message(id), Some(&head.app), group, true)?,
             }
             return Ok(Done::Done);
         }
         for holder in self.holders(&target, apps) {
-            self.set_rule_paused(&holder, group, true)?;
+            self.set_rule_paused(&holder, None, group, true)?;
             for (key, _) in self.lists_of(&holder) {
                 group.lists.push(key);
             }
@@ -280,7 +340,7 @@ impl Writer {
             }
         }
         for holder in self.holders(&target, apps) {
-            self.set_rule_paused(&holder, group, false)?;
+            self.set_rule_paused(&holder, None, group, false)?;
             for (key, list) in self.lists_of(&holder) {
                 if rate.is_some() {
                     // Bound first: a guard inside the call would still be held in it.
@@ -312,9 +372,20 @@ impl Writer {
         self.put_list_state(key, list, group)
     }
 
-    pub(super) fn set_rule_paused(&mut self, holder: &Holder, group: &mut Group, paused: bool) -> Result<(), Failure> {
+    /// `app`: whose a message is that is paused.
+    pub(super) fn set_rule_paused(
+        &mut self,
+        holder: &Holder,
+        app: Option<&Arc<str>>,
+        group: &mut Group,
+        paused: bool,
+    ) -> Result<(), Failure> {
         if self.store.rules.load().paused.contains(holder) == paused {
             return Ok(());
+        }
+        let app = app.or(holder.app()).cloned().unwrap_or_else(|| Arc::from(""));
+        if paused {
+            self.may_have_rules(&app, 1)?;
         }
         let reader = self.store.reader()?;
         if paused {
@@ -333,6 +404,11 @@ impl Writer {
             self.releasing.push_back(holder.clone());
         }
         self.store.rules.change(|rules| if paused { rules.paused.insert(holder.clone()) } else { rules.paused.remove(holder) });
+        if paused {
+            self.count_rule(holder, &app);
+        } else {
+            self.uncount_rule(holder);
+        }
         Ok(())
     }
 
@@ -384,9 +460,20 @@ impl Writer {
         if held.len() < RELEASE_SLICE && !unwritten {
             self.releasing.pop_front();
             self.checkpoint.rows.push((family::META, rule_key("release", &holder), None));
+        } else {
+            // In turn: what an app has held for long does not keep another's waiting.
+            self.releasing.rotate_left(1);
         }
         self.checkpoint.forced = true;
     }
+}
+
+/// A rule that nothing can meet any more.
+pub enum Lifted {
+    /// Its message has ended.
+    Pause(Holder),
+    /// What it ended, up to this message, is settled.
+    Cancellation(Holder, Upto),
 }
 
 fn account_of(delivery: &Delivery) -> Option<AccountHash> {
@@ -394,7 +481,7 @@ fn account_of(delivery: &Delivery) -> Option<AccountHash> {
 }
 
 /// Rows that `resume` moves between two looks at the channels.
-pub(super) const RELEASE_SLICE: usize = 2_048;
+pub(super) const RELEASE_SLICE: usize = if cfg!(test) { 64 } else { 2_048 };
 
 /// A delivery that a command, or a newer message, has ended.
 #[derive(Clone, Copy)]

@@ -28,6 +28,7 @@ mod stats;
 mod take;
 mod write;
 
+pub use self::command::Lifted;
 pub use self::news::{Fresh, Latest, News};
 pub use self::registry::feedback_counts;
 pub use self::rows::{StoredRule, first_row_key, read_list, read_rule, rule_key};
@@ -43,7 +44,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
 use crate::ingest::request::EventType;
-use crate::limits::{CHECKPOINT_OUTCOMES, WATCHES_MAX};
+use crate::limits::{CHECKPOINT_OUTCOMES, RULES_MAX, WATCHES_MAX};
 use crate::message::{
     AccountHash, BatchId, Delivery, DeliveryId, Ending, KeyId, MessageId, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
@@ -134,6 +135,8 @@ pub enum Settle {
     Cancelled(Vec<Box<Delivery>>, &'static str),
     /// From `sweep`: all singles that the cancellation concerns, up to this message, have been looked at.
     Swept(Holder, Upto),
+    /// From `sweep`: rules that nothing can meet any more.
+    Lift(Vec<Lifted>),
     /// From `sweep`: told when all that was sent before this is on disk.
     Written(Sender<()>),
     /// Ends the writer after a last checkpoint.
@@ -199,6 +202,10 @@ pub struct Writer {
     walked_out: Vec<ListKey>,
     /// `test`s that wait for their results.
     watches: HashMap<MessageId, Watch>,
+    /// The rules of `pause`, `cancel` and `erase` that each app has.
+    rules: Shares<Arc<str>>,
+    /// Of those that do not say it: whose they are.
+    whose: HashMap<Holder, Arc<str>>,
     /// How many of them each app has.
     watched: Shares<Arc<str>>,
     /// What is to end as soon as nobody is busy with it.
@@ -302,6 +309,16 @@ impl Writer {
         know_apps(&store, &settings.apps)?;
         let mut open_lists = Shares::new(settings.max_open, settings.apps.iter().cloned());
         store.lists.all().iter().for_each(|(_, list)| open_lists.add(&list.message.app, 1));
+        let mut rules = Shares::new(RULES_MAX, settings.apps.iter().cloned());
+        {
+            let known = store.rules.load();
+            for holder in known.paused.iter().chain(known.cancelled.keys()) {
+                match holder.app() {
+                    Some(app) => rules.add(app, 1),
+                    None => rules.add_unknown(1),
+                }
+            }
+        }
         let watched = Shares::new(WATCHES_MAX, settings.apps.iter().cloned());
         let mut writer = Writer {
             store,
@@ -318,6 +335,8 @@ impl Writer {
             next_serial,
             crowds: HashMap::new(),
             walked_out: Vec::new(),
+            rules,
+            whose: HashMap::new(),
             watches: HashMap::new(),
             watched,
             pursued: HashMap::new(),

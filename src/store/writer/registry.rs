@@ -344,23 +344,36 @@ impl Writer {
         self.count(changes, group)
     }
 
-    /// Removes, without a way back, what belongs to an account or a subscription, and lets the sweep end what waits for it.
+    /// Removes, without a way back, what belongs to an account or a subscription in these apps, and lets the sweep end what waits
+    /// for it there. `everywhere`: what an app has left of a subscription that is not configured any more goes as well.
     pub(super) fn take_erase(
         &mut self,
         erase: &Erase,
+        everywhere: bool,
         apps: &Apps,
         reply: oneshot::Sender<Swept>,
         group: &mut Group,
     ) -> Result<Done, Failure> {
-        let (mut removed, mut ids) = (0, Vec::new());
+        let (mut removed, mut browsers) = (0, Vec::new());
         let first = group.erased.len();
+        match erase {
+            Erase::Account(who) => {
+                for app in who.apps(apps) {
+                    let browsers = self.account_keys(self.app(app)?, &who.account, group)?.len() as u64;
+                    self.may_have_rules(app, 1 + browsers)?;
+                }
+            }
+            Erase::Subscription(_) if everywhere => {}
+            Erase::Subscription(_) => apps.iter().try_for_each(|app| self.may_have_rules(app, 1))?,
+        }
         match erase {
             Erase::Account(who) => {
                 for app in who.apps(apps) {
                     let number = self.app(app)?;
                     for key in self.account_keys(number, &who.account, group)? {
                         if let Some(old) = self.stored(key, group)? {
-                            ids.push(old.id());
+                            // In another app the browser may be somebody else's.
+                            browsers.push((Some(app.clone()), old.id()));
                             self.put_stored(key, Some(&old), None, group)?;
                             removed += 1;
                         }
@@ -369,19 +382,25 @@ impl Writer {
                     self.switch(number, &who.account, true, group)?;
                     let hash = account_hash(number, &who.account);
                     group.registry.delete(family::INDEX, row::presence_key(hash));
+                    self.whose.insert(Holder::Account(hash), app.clone());
                     self.sweep_until_here(Holder::Account(hash), group);
                 }
             }
             Erase::Subscription(id) => {
-                ids.push(*id);
+                if everywhere {
+                    browsers.push((None, *id));
+                } else {
+                    // A raw send leaves no row in the registry: any of them may have something waiting.
+                    browsers.extend(apps.iter().map(|app| (Some(app.clone()), *id)));
+                }
                 for (key, old) in self.find_in(apps, *id, group)? {
                     self.put_stored(key, Some(&old), None, group)?;
                     removed += 1;
                 }
             }
         }
-        for id in &ids {
-            self.sweep_until_here(Holder::Subscription(subscription_hash(*id)), group);
+        for (app, id) in browsers {
+            self.sweep_until_here(Holder::Subscription(app, subscription_hash(id)), group);
         }
         let erasure = Erasure::new(erasure_key(group.commit, group.erasures.len()), &group.erased[first..], reply);
         group.registry.put(family::META, erasure.row.clone(), erasure_row(&erasure));
@@ -489,7 +508,7 @@ impl Writer {
             return Err(stale());
         }
         // Who was erased meanwhile is told of no more, by a receipt that was still on its way neither.
-        if self.store.rules.load().erases_named(id, subscription, None) {
+        if self.store.rules.load().erased_named_by(id, &app, subscription, None).is_some() {
             return Ok(Done::Updated);
         }
         let bit = match kind {

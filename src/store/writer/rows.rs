@@ -233,7 +233,8 @@ fn put_holder(put: &mut Put, holder: &Holder) {
         Holder::Label(app, label) => put.u8(1).short(app.as_bytes()).short(label.as_bytes()),
         Holder::App(app) => put.u8(2).short(app.as_bytes()),
         Holder::Account(who) => put.u8(3).bytes(&who.0),
-        Holder::Subscription(id) => put.u8(4).bytes(&id.0),
+        Holder::Subscription(None, id) => put.u8(4).bytes(&id.0),
+        Holder::Subscription(Some(app), id) => put.u8(5).short(app.as_bytes()).bytes(&id.0),
     };
 }
 
@@ -243,7 +244,8 @@ pub(super) fn take_holder(take: &mut Take) -> Result<Holder, record::Corrupt> {
         1 => Holder::Label(take.str()?, take.str()?),
         2 => Holder::App(take.str()?),
         3 => Holder::Account(AccountHash(take.array()?)),
-        4 => Holder::Subscription(SubscriptionHash(take.array()?)),
+        4 => Holder::Subscription(None, SubscriptionHash(take.array()?)),
+        5 => Holder::Subscription(Some(take.str()?), SubscriptionHash(take.array()?)),
         _ => return Err(record::Corrupt),
     })
 }

@@ -98,6 +98,7 @@ impl Writer {
                 self.checkpoint.looked.extend(keys);
             }
             Settle::Fallback(key, fallback, again) => self.decide_fallback(key, *fallback, again),
+            Settle::Lift(rules) => rules.into_iter().for_each(|lifted| self.lift(lifted)),
             Settle::Written(told) => {
                 self.checkpoint.touch();
                 self.checkpoint.told.push(told);
@@ -153,7 +154,8 @@ impl Writer {
                 let key = key.or(delivery.recipient.key).or_else(|| self.settings.first_keys.get(&delivery.message.app).copied());
                 let service = delivery.recipient.service;
                 self.ended(1, ending, &delivery.message.app, delivery.message.label.as_ref(), service, key, now);
-                let erased = self.store.rules.load().erases(delivery.message.id, &delivery.recipient);
+                let message = &delivery.message;
+                let erased = self.store.rules.load().erased_by(message.id, &message.app, &delivery.recipient).is_some();
                 let subscription = || delivery.recipient.subscription_id();
                 self.tell_watch(&delivery, ending, status, reason);
                 self.event(&Event {

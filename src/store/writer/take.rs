@@ -92,7 +92,7 @@ impl Writer {
             }
             Op::MarkRead { who, what, apps } => self.take_mark_read(&who, &what, &apps, group),
             Op::Feedback { id, subscription, kind, apps } => self.take_feedback(id, subscription, kind, &apps, group),
-            Op::Erase { erase, apps, reply } => self.take_erase(&erase, &apps, reply, group),
+            Op::Erase { erase, everywhere, apps, reply } => self.take_erase(&erase, everywhere, &apps, reply, group),
         };
         done.unwrap_or_else(|failure| failure.into_done())
     }
@@ -196,6 +196,9 @@ impl Writer {
         if watch.is_some() && !self.may_watch(&message.app) {
             return Err(Failure::later(Code::Overloaded, "as many tests wait for their results as may", 5.0));
         }
+        if paused && let NewRecipients::Single(_) = &recipients {
+            self.may_have_rules(&message.app, 1)?;
+        }
         let place = u16::try_from(group.places).expect("a group is closed long before its places are used up");
         message.id = MessageId::new(group.now, group.commit, place, group.random());
         let id = message.id;
@@ -239,7 +242,7 @@ impl Writer {
                 group.places += parts.iter().map(|part| part.recipients.len()).sum::<usize>();
                 let holder = Holder::Message(id);
                 if paused {
-                    self.set_rule_paused(&holder, group, true)?;
+                    self.set_rule_paused(&holder, Some(&app), group, true)?;
                 }
                 let encoded = commit::with_id(encoded, id);
                 let message = Arc::new(message.clone());

@@ -248,7 +248,7 @@ impl Writer {
             return;
         }
         self.shown = Some(Instant::now());
-        for (of, shares) in [("pending", &self.pending), ("open_lists", &self.open_lists), ("tests", &self.watched)] {
+        for (of, shares) in [("pending", &self.pending), ("open_lists", &self.open_lists), ("rules", &self.rules), ("tests", &self.watched)] {
             metrics::shares(of, shares.each().map(|(app, used)| (&**app, *used)));
         }
         let registry = &self.store.registry;
@@ -268,14 +268,17 @@ impl Writer {
     }
 
     /// What erases somebody is on disk.
-    fn begin_erasures(&self, group: &mut Group) {
+    fn begin_erasures(&mut self, group: &mut Group) {
         // First, for the sweep looks only at rules that it finds in memory.
         group.erasures.drain(..).for_each(|erasure| self.store.erasures.add(erasure));
         for (holder, upto) in group.erased.drain(..) {
             if let Holder::Account(who) = &holder {
                 lock(&self.store.presence).forget(*who);
             }
-            self.store.rules.change(|rules| rules.erase(holder, upto));
+            if !self.store.rules.change(|rules| rules.erase(holder.clone(), upto)) {
+                let app = holder.app().or_else(|| self.whose.get(&holder)).cloned().unwrap_or_else(|| Arc::from(""));
+                self.count_rule(&holder, &app);
+            }
         }
     }
 
