@@ -34,7 +34,8 @@
 //! Beside the way: [`message`] holds the types that the stages hand to each other, [`limits`] the bounds that must agree,
 //! [`clock`] is the only caller of the system clock, [`metrics`] names every metric, [`template`] makes bodies the recipient's own,
 //! [`receipt`] issues and opens the tokens that come back as `feedback`. [`daemon`] makes every channel, thread and task; stages
-//! know the types and the store, but not each other. [`config`] is read once into checked values. [`setup`], [`client`] and
+//! know the types and the store, but not each other. [`complaint`] keeps the log readable whatever comes from outside,
+//! [`scrape`] serves the metrics. [`config`] is read once into checked values. [`setup`], [`client`] and
 //! [`exit`] are the program's other commands, which use the daemon through its socket only.
 //!
 //! # Following one message
@@ -57,6 +58,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod complaint;
 pub mod config;
 pub mod daemon;
 pub mod deliver;
@@ -70,6 +72,7 @@ pub mod metrics;
 pub mod outcome;
 pub mod receipt;
 pub mod schedule;
+pub mod scrape;
 pub mod setup;
 pub mod store;
 pub mod template;

@@ -128,8 +128,9 @@ fn serve(file: Option<&Path>, socket: Option<PathBuf>) -> Result<(), Failure> {
 fn log() {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("FANFARE_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // At `debug` these show the headers of requests, and with them endpoints and tokens.
-    let filter = ["h2=info", "hyper=info", "rustls=info", "hickory_resolver=info", "hickory_proto=info"]
+    // At `debug` these show the headers of requests, and with them endpoints and tokens. A peer or a name server can cause their
+    // warnings, and some of their errors, as often as it likes; we say ourselves, and seldom, what went wrong.
+    let filter = ["h2=off", "hyper=off", "rustls=off", "hickory_resolver=off", "hickory_net=off", "hickory_proto=off"]
         .into_iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, tracing_subscriber::EnvFilter::add_directive);

@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use crate::encrypt::warm::Usage;
 use crate::ingest::request::Code;
 use crate::message::{Answer, Answered, Ending, Service};
+use crate::scrape;
 use crate::store::Services;
 
 /// Buckets of all durations, in seconds: from a fifth of a millisecond to a minute.
@@ -21,12 +22,13 @@ const SECONDS: [f64; 16] = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.0
 /// Starts the listener for Prometheus. Must be called within a tokio runtime; the error is a sentence.
 pub fn listen(address: SocketAddr) -> Result<(), String> {
     let builder = PrometheusBuilder::new()
-        .with_http_listener(address)
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
         .map_err(|error| error.to_string())?;
-    let (recorder, exporter) = builder.build().map_err(|error| format!("metrics.listen {address}: {error}"))?;
+    let recorder = builder.build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
+    let page = handle.clone();
+    scrape::listen(address, move || page.render()).map_err(|error| format!("metrics.listen {address}: {error}"))?;
     tokio::spawn(async move {
         // Upkeep: histograms are bounded only if they are drained.
         let mut every = tokio::time::interval(Duration::from_secs(5));
@@ -35,7 +37,6 @@ pub fn listen(address: SocketAddr) -> Result<(), String> {
             handle.run_upkeep();
         }
     });
-    tokio::spawn(exporter);
     describe();
     Ok(())
 }
@@ -44,6 +45,13 @@ fn describe() {
     describe_counter!("fanfare_lines_total", "Lines read from sockets.");
     describe_counter!("fanfare_accepted_total", "Writes that were taken and are on disk.");
     describe_counter!("fanfare_rejected_total", "Lines that were not taken, by error code; a rise is a client to mend.");
+    describe_counter!(
+        "fanfare_turned_away_total",
+        "Clients or lines that a bound has turned away, by reason: connections (one too many), line_memory (none for a long line), \
+         line_time (a line that did not end), replies (they were not taken)."
+    );
+    describe_gauge!("fanfare_clients_free", "Connections that a socket could still take, by socket; 0: they are refused.");
+    describe_gauge!("fanfare_ingest_free_bytes", "What a socket could still take of ingest.memory_mb, by socket.");
     describe_counter!("fanfare_deliveries_total", "Deliveries that have ended, by service and outcome.");
     describe_counter!("fanfare_answers_total", "Answers of push services, by service and status class.");
     describe_counter!("fanfare_retries_total", "Deliveries that wait for another attempt, by service and reason.");
@@ -107,6 +115,11 @@ pub fn acked(n: u64, waited: Duration) {
 /// A line was not taken.
 pub fn rejected(code: Code) {
     counter!("fanfare_rejected_total", "code" => code.as_str()).increment(1);
+}
+
+/// A client, or its line, was turned away, by reason: `connections`, `line_memory`, `line_time`, `replies`.
+pub fn turned_away(reason: &'static str) {
+    counter!("fanfare_turned_away_total", "reason" => reason).increment(1);
 }
 
 /// What the outcome thread counts for each answer. A metric is looked up by name and labels once, not for each answer.

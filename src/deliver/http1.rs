@@ -21,8 +21,11 @@ use super::origin::{Phase, Report};
 use super::parcel::Parcel;
 use super::request;
 use crate::clock;
+use crate::complaint::Complaint;
 use crate::limits::ANSWER_BODY_MAX;
 use crate::message::{Answer, ConnectFailure, Loss};
+
+static LATE: Complaint = Complaint::some();
 
 /// An open connection.
 pub(super) struct Start {
@@ -117,7 +120,9 @@ pub(super) async fn serve(start: Start, seat: Seat) {
             Some(Ended::Cut) => keep = false,
             None => {
                 report.timeouts += 1;
-                tracing::warn!(host = seat.destination.origin.host(), "no answer in time; the connection ends");
+                if let Some(left_out) = LATE.tell() {
+                    tracing::warn!(host = seat.destination.origin.host(), left_out, "no answer in time; the connection ends");
+                }
                 keep = false;
             }
         }

@@ -28,8 +28,11 @@ use super::parcel::Parcel;
 use super::request;
 use super::streams::Streams;
 use crate::clock;
+use crate::complaint::Complaint;
 use crate::limits::ANSWER_BODY_MAX;
 use crate::message::{Answer, ConnectFailure, Loss};
+
+static LATE: Complaint = Complaint::some();
 
 /// How often one delivery is sent again because the peer did not process it; then the origin counts as not connected.
 const RESENDS_MAX: u8 = 5;
@@ -345,11 +348,14 @@ impl Http2 {
         }
         if late > 0 {
             self.report.timeouts += late;
-            tracing::warn!(
-                host = self.seat.destination.origin.host(),
-                late,
-                "no answer in time; the connection takes nothing new"
-            );
+            if let Some(left_out) = LATE.tell() {
+                tracing::warn!(
+                    host = self.seat.destination.origin.host(),
+                    late,
+                    left_out,
+                    "no answer in time; the connection takes nothing new"
+                );
+            }
             // DESIGN 7: h2 counts late answers to forgotten streams and ends in GOAWAY.
             self.retire(false);
         }

@@ -7,9 +7,14 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use crate::complaint::Complaint;
 use crate::message::{Origin, Rank, Service, UnixMillis};
 use crate::schedule::lane::{Health, Heard, Room, Shown};
 use crate::store::live::lock;
+
+// With `endpoints.policy` = "public" whoever makes endpoints says which hosts there are, and how they fare.
+static OPENED: Complaint = Complaint::some();
+static CLOSED: Complaint = Complaint::some();
 
 /// Deliveries that a service with several origins has in the pipeline at most; a tenth is kept for urgent ones.
 const SERVICE_WINDOW: usize = 1_024;
@@ -149,9 +154,11 @@ impl Table {
         if was_open != is_open {
             let host = origin.host();
             if is_open {
-                tracing::info!(host, "the push service answers again");
-            } else {
-                tracing::warn!(host, error, "the push service is closed: what waits for it is kept");
+                if let Some(left_out) = OPENED.tell() {
+                    tracing::info!(host, left_out, "the push service answers again");
+                }
+            } else if let Some(left_out) = CLOSED.tell() {
+                tracing::warn!(host, error, left_out, "the push service is closed: what waits for it is kept");
             }
         }
     }
