@@ -64,6 +64,7 @@ impl fmt::Display for BackupError {
             }
             BackupError::Exists => f.write_str("there is a backup of this name"),
             BackupError::Store(WriteError::Full(_)) => f.write_str("there is no space for a backup"),
+            BackupError::Store(WriteError::Descriptors(_)) => f.write_str("too many files are open just now"),
             BackupError::Store(WriteError::Closed) => f.write_str("the store is closed just now"),
             BackupError::Store(WriteError::Broken(text)) => write!(f, "the database cannot be copied: {text}"),
             BackupError::Directory { path, error } => write!(f, "cannot use {}: {error}", path.display()),
@@ -133,7 +134,7 @@ impl Store {
             Err(error) => {
                 let _removed = remove(&unfinished);
                 Err(match classify(&error.to_string()) {
-                    full @ WriteError::Full(_) => BackupError::Store(full),
+                    again @ (WriteError::Full(_) | WriteError::Descriptors(_)) => BackupError::Store(again),
                     _ => directory(error),
                 })
             }

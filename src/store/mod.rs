@@ -46,6 +46,7 @@ use rocksdb::{
 };
 
 use crate::clock;
+use crate::complaint::Complaint;
 use crate::config;
 use crate::message::{Origin, Service, UnixMillis};
 use crate::store::erase::Erasures;
@@ -58,6 +59,14 @@ type Db = DBWithThreadMode<MultiThreaded>;
 
 /// So many small changes begin a new manifest for certain.
 const MANIFEST_CHANGES: usize = 256;
+
+/// Tables that RocksDB keeps open, where nobody says how many descriptors there are.
+const FILES: usize = 512;
+/// Descriptors that are held for nothing, and given up when RocksDB finds none: what it needs to be opened again is then there.
+pub const SPARE_FILES: usize = 16;
+
+static READ_FAILED: Complaint = Complaint::some();
+static ROW_CORRUPT: Complaint = Complaint::some();
 
 /// Version of the whole layout, in the row `format`. A store with a higher one is not opened.
 const FORMAT: u8 = 1;
@@ -152,6 +161,9 @@ impl std::fmt::Display for OpenError {
 pub enum WriteError {
     /// No space: the store is closed and opened again until a probe succeeds.
     Full(String),
+    /// The process, or the machine, has no descriptor for a file that RocksDB wants to open: closed and opened again likewise. What was
+    /// synced before is there; nothing of this write was answered.
+    Descriptors(String),
     /// The store is closed just now.
     Closed,
     /// Anything else: what the kernel dropped cannot be known, so the process ends with 74.
@@ -254,7 +266,11 @@ pub struct Store {
     db: RwLock<Option<Db>>,
     settings: config::Store,
     path: PathBuf,
+    /// Tables that RocksDB keeps open.
+    files: usize,
     reserve: PathBuf,
+    /// See [`SPARE_FILES`].
+    spare: Mutex<Vec<fs::File>>,
     _lock: Flock<fs::File>,
     pub batches: Batches,
     pub lists: Lists,
@@ -360,7 +376,9 @@ impl Reader<'_> {
         match self.db().get_cf(&self.family(family), key) {
             Ok(value) => Ok(value.map(Bytes::from)),
             Err(error) => {
-                tracing::error!(family, %error, "read failed");
+                if let Some(left_out) = READ_FAILED.tell() {
+                    tracing::error!(family, %error, left_out, "read failed");
+                }
                 Err(ReadError)
             }
         }
@@ -403,7 +421,9 @@ impl Reader<'_> {
             rows.next();
         }
         rows.status().map_err(|error| {
-            tracing::error!(family, %error, "scan failed");
+            if let Some(left_out) = READ_FAILED.tell() {
+                tracing::error!(family, %error, left_out, "scan failed");
+            }
             ReadError
         })
     }
@@ -493,17 +513,29 @@ impl Store {
     /// Opens the store in `data_dir`, or makes it. `allowed` are the entries of `endpoints.allow_hosts` as text: each gets a
     /// service number that it keeps.
     pub fn open(data_dir: &Path, settings: &config::Store, allowed: &[String]) -> Result<Store, OpenError> {
+        Store::open_with(data_dir, settings, allowed, FILES)
+    }
+
+    /// As [`Store::open`]; RocksDB keeps at most so many of its tables open.
+    pub fn open_with(
+        data_dir: &Path,
+        settings: &config::Store,
+        allowed: &[String],
+        files: usize,
+    ) -> Result<Store, OpenError> {
         let directory = |error| OpenError::Directory { path: data_dir.to_owned(), error };
         fs::create_dir_all(data_dir).map_err(directory)?;
         let lock_file = take_lock(data_dir)?;
         let path = data_dir.join("db");
         let reserve = data_dir.join("reserve");
-        let db = open_database(&path, settings).map_err(OpenError::Database)?;
+        let db = open_database(&path, settings, files).map_err(OpenError::Database)?;
         let mut store = Store {
             db: RwLock::new(Some(db)),
             settings: settings.clone(),
             path,
+            files,
             reserve,
+            spare: Mutex::default(),
             _lock: lock_file,
             batches: Batches::new(settings.fresh_mb << 20),
             lists: Lists::default(),
@@ -528,6 +560,7 @@ impl Store {
         store.read_meta(allowed)?;
         store.read_registry().map_err(|ReadError| OpenError::Database("the registry cannot be read".to_owned()))?;
         store.restore_reserve();
+        store.restore_spare();
         Ok(store)
     }
 
@@ -626,17 +659,18 @@ impl Store {
         db.write_opt(rows.batch, &options).map_err(|error| classify(&error.into_string()))
     }
 
-    /// Closes the database and opens it again; Ok when a synced probe succeeded. Gives up the reserve file first, so that
-    /// RocksDB can write what recovery needs.
+    /// Closes the database and opens it again; Ok when a synced probe succeeded. Gives up the reserve file and the spare descriptors
+    /// first, so that RocksDB can write what recovery needs.
     pub fn reopen(&self) -> Result<(), WriteError> {
         if let Err(error) = fs::remove_file(&self.reserve)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(%error, "the reserve file cannot be given up");
         }
+        lock(&self.spare).clear();
         let mut guard = self.db.write().unwrap_or_else(PoisonError::into_inner);
         *guard = None;
-        let db = open_database(&self.path, &self.settings).map_err(|text| classify(&text))?;
+        let db = open_database(&self.path, &self.settings, self.files).map_err(|text| classify(&text))?;
         *guard = Some(db);
         drop(guard);
         let mut rows = Rows::new();
@@ -646,7 +680,18 @@ impl Store {
         }
         self.write(rows)?;
         self.restore_reserve();
+        self.restore_spare();
         Ok(())
+    }
+
+    /// Takes spare descriptors again, as many as there are.
+    fn restore_spare(&self) {
+        let mut spare = lock(&self.spare);
+        while spare.len() < SPARE_FILES
+            && let Ok(file) = fs::File::open("/dev/null")
+        {
+            spare.push(file);
+        }
     }
 
     /// Writes everything out and compacts it: what was deleted is not in any file after this. Takes as long as copying the store.
@@ -706,7 +751,9 @@ impl Store {
     /// Counts a row that would not decode.
     pub fn corrupt(&self, family: &str) {
         self.corrupt_rows.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(family, "a row will not decode; it is set aside");
+        if let Some(left_out) = ROW_CORRUPT.tell() {
+            tracing::error!(family, left_out, "a row will not decode; it is set aside");
+        }
     }
 
     /// A short keyed hash of what must not be shown.
@@ -743,16 +790,19 @@ fn take_lock(data_dir: &Path) -> Result<Flock<fs::File>, OpenError> {
     Ok(lock)
 }
 
-/// Sorts RocksDB's words: the binding keeps no more of a status than its text. `strerror(ENOSPC)` and `EDQUOT` stand in it.
+/// Sorts RocksDB's words: the binding keeps no more of a status than its text. `strerror` of ENOSPC, EDQUOT, EMFILE and ENFILE stands
+/// in it.
 fn classify(text: &str) -> WriteError {
     if text.contains("No space left on device") || text.contains("Disk quota exceeded") || text.contains("Max allowed space") {
         WriteError::Full(text.to_owned())
+    } else if text.contains("Too many open files") {
+        WriteError::Descriptors(text.to_owned())
     } else {
         WriteError::Broken(text.to_owned())
     }
 }
 
-fn open_database(path: &Path, settings: &config::Store) -> Result<Db, String> {
+fn open_database(path: &Path, settings: &config::Store, files: usize) -> Result<Db, String> {
     let memory = settings.cache_mb << 20;
     let cache = Cache::new_lru_cache(memory);
     // cache_mb includes the write buffers: they are charged to the block cache, at most half of it.
@@ -768,7 +818,7 @@ fn open_database(path: &Path, settings: &config::Store) -> Result<Db, String> {
     // blocks that reached the disk out of order behind it would help nobody.)
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     options.set_max_background_jobs(2);
-    options.set_max_open_files(512);
+    options.set_max_open_files(i32::try_from(files).unwrap_or(i32::MAX));
     // A start opens no file that it does not need.
     options.set_skip_stats_update_on_db_open(true);
     options.set_bytes_per_sync(1 << 20);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::clock;
+use crate::complaint::Complaint;
 use crate::message::{BatchId, UnixMillis};
 use crate::metrics;
 use crate::store::commit::{Done, Op, Writes};
@@ -21,6 +22,9 @@ use crate::store::shares::Shares;
 use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::{Writer, campaign};
 use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number};
+
+static NOT_WRITTEN: Complaint = Complaint::some();
+static WRITABLE: Complaint = Complaint::some();
 
 impl Writer {
     pub(super) fn write(
@@ -72,11 +76,17 @@ impl Writer {
                 }
                 Ok(())
             }
-            Err(error @ (WriteError::Full(_) | WriteError::Closed)) => {
-                tracing::error!(?error, "no space to write: new lines are refused, sending stops until there is");
+            Err(error @ (WriteError::Full(_) | WriteError::Descriptors(_) | WriteError::Closed)) => {
+                // The store gives up its spare descriptors when it is opened again: that is worth a try at once.
+                let at_once = matches!(error, WriteError::Descriptors(_));
+                let what = if at_once { "no descriptor for a file" } else { "no space to write" };
+                if let Some(left_out) = NOT_WRITTEN.tell() {
+                    tracing::error!(?error, left_out, "{what}: new lines are refused, sending stops until there is");
+                }
                 self.undo(group);
                 self.refuse(writes);
-                self.full = Some(Instant::now());
+                let now = Instant::now();
+                self.full = now.checked_sub(REOPEN_EVERY).filter(|_| at_once).or(Some(now));
                 self.store.gates.full.store(true, Ordering::Relaxed);
                 Ok(())
             }
@@ -405,12 +415,14 @@ impl Writer {
     /// Every 5 s the store is closed and opened again, until a synced probe succeeds (promise 7).
     pub(super) fn try_reopen(&mut self) -> Result<(), WriteError> {
         let Some(since) = self.full else { return Ok(()) };
-        if since.elapsed() < Duration::from_secs(5) && !self.stopping {
+        if since.elapsed() < REOPEN_EVERY && !self.stopping {
             return Ok(());
         }
         match self.store.reopen() {
             Ok(()) => {
-                tracing::info!("the store is writable again");
+                if let Some(left_out) = WRITABLE.tell() {
+                    tracing::info!(left_out, "the store is writable again");
+                }
                 self.full = None;
                 self.store.gates.full.store(false, Ordering::Relaxed);
                 // A batch whose sync failed may be there after all; numbers go on behind it.
@@ -425,7 +437,7 @@ impl Writer {
                 }
                 Ok(())
             }
-            Err(WriteError::Full(_) | WriteError::Closed) => {
+            Err(WriteError::Full(_) | WriteError::Descriptors(_) | WriteError::Closed) => {
                 self.full = Some(Instant::now());
                 Ok(())
             }
@@ -471,6 +483,9 @@ impl Writer {
         }
     }
 }
+
+/// How often a store that cannot be written is closed and opened again (promise 7).
+const REOPEN_EVERY: Duration = Duration::from_secs(5);
 
 /// A row of `due` may be made this long after the time in its key, in milliseconds: what was settled waits in channels.
 pub(super) const DUE_MARGIN_MILLIS: u64 = 60_000;
