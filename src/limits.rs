@@ -22,6 +22,10 @@ pub const CHECKPOINT_OUTCOMES: usize = 8_192;
 pub const CONNECTION_LINES: usize = 10_000;
 /// Bytes of lines that a connection may have unanswered.
 pub const CONNECTION_BYTES: usize = 4 * 1024 * 1024;
+/// Seconds that a line may take from its first byte to its end: a client that sends half a line and no more holds memory.
+pub const LINE_SECONDS: u64 = 30;
+/// KiB of `ingest.memory_mb` that are taken before something is read for an answer, until the client has taken it.
+pub const ANSWER_KIB: usize = 512;
 /// Bytes of an answer's body that are read (DESIGN 7).
 pub const ANSWER_BODY_MAX: usize = 4_096;
 /// Bytes of `label` and `ref` of a message.

@@ -513,6 +513,8 @@ pub enum ConnectFailure {
     Proxy,
     /// The HTTP/2 preface or any other start of the protocol failed.
     Protocol,
+    /// Ours: there was no descriptor, or none of the pool's places, for a connection.
+    NoDescriptor,
 }
 
 /// How an answer was lost.

@@ -40,6 +40,7 @@ pub fn play(messages: u64) {
     let settings = Settings {
         connections_per_origin: 1,
         origins: 16,
+        connections: 64,
         timeout: Duration::from_secs(600),
         proxy: None,
         roots: Roots::ExtraOnly,

@@ -32,6 +32,7 @@ use self::levels::{Levels, Shown};
 use crate::clock;
 use crate::config::Config;
 use crate::deliver::{self, Pool};
+use crate::descriptors::Descriptors;
 use crate::encrypt::key::{KeyFileError, SigningKey};
 use crate::encrypt::payload::{Agreement, Sealer};
 use crate::encrypt::vapid::{AppKeys, Tokens};
@@ -149,18 +150,29 @@ pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Res
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.max(2))
+        // Each reads for one request; what all of them hold of the answers is bounded with their number.
+        .max_blocking_threads(cores.max(16) * 4)
         .thread_name("fanfare-sockets")
         .enable_all()
         .build()
         .map_err(|error| ServeError::Io(format!("no runtime: {error}")))?;
     let _in_runtime = runtime.enter();
     let allowed: Vec<String> = config.endpoints.allow_hosts.iter().map(ToString::to_string).collect();
-    let store = Arc::new(Store::open(&config.data_dir, &config.store, &allowed)?);
+    let descriptors = share_out_descriptors(&config)?;
+    let store = Arc::new(Store::open_with(&config.data_dir, &config.store, &allowed, descriptors.store)?);
     if let Some(listen) = config.metrics.listen {
         metrics::listen(listen).map_err(ServeError::Io)?;
     }
-    let daemon = Daemon::start(&config, apps, store, &runtime, cores)?;
+    let daemon = Daemon::start(&config, apps, store, &runtime, cores, descriptors)?;
     runtime.block_on(daemon.run(config, reload))
+}
+
+fn share_out_descriptors(config: &Config) -> Result<Descriptors, ServeError> {
+    let pool = config.deliver.origins.saturating_mul(config.deliver.connections_per_origin);
+    Descriptors::share_out(pool, config.ingest.connections, config.sockets.len() + 1).map_err(|limit| {
+        let text = format!("the process may have {limit} open files, which is too few: raise LimitNOFILE= in fanfare.service, or `ulimit -Hn`");
+        ServeError::Config(text)
+    })
 }
 
 /// One beat a loop: the time of its last turn, in milliseconds since the start.
@@ -228,6 +240,7 @@ impl Daemon {
         store: Arc<Store>,
         runtime: &tokio::runtime::Runtime,
         cores: usize,
+        descriptors: Descriptors,
     ) -> Result<Daemon, ServeError> {
         let beats = Beats::new();
         let stop = Arc::new(AtomicBool::new(false));
@@ -268,8 +281,8 @@ impl Daemon {
 
         // How many wait for an answer is bounded by the windows of `schedule::origins`.
         let (answers, answers_out) = unbounded();
-        let pool = Pool::start(deliver::Settings::new(&config.deliver, &config.endpoints), runtime.handle().clone(), answers)
-            .map_err(|error| ServeError::Config(error.to_string()))?;
+        let settings = deliver::Settings::new(&config.deliver, &config.endpoints, descriptors.pool);
+        let pool = Pool::start(settings, runtime.handle().clone(), answers).map_err(|error| ServeError::Config(error.to_string()))?;
         let capacity = pool.clone();
         let origins = Arc::new(Table::new(config.deliver.origins, move |origin| capacity.capacity(origin)));
 
@@ -359,7 +372,6 @@ impl Daemon {
             commits: commits.clone(),
             walks: Arc::new(Semaphore::new(WALKS)),
             line_limit: config.ingest.line_limit,
-            connections: config.ingest.connections,
             ttl0_patience: config.messages.ttl0_patience,
             receipts: Receipts::new(&store.keyed_hash(b"receipts")),
             origins: Box::new(move |apps| shown.origins_json(apps)),
@@ -387,7 +399,7 @@ impl Daemon {
             door,
             writer_ended,
         };
-        daemon.open_sockets(config)?;
+        daemon.open_sockets(config, descriptors.connections)?;
         Ok(daemon)
     }
 
@@ -430,6 +442,9 @@ impl Daemon {
                         metrics::warm(&warm.usage());
                         levels.set(turns % 10 == 1);
                     });
+                    for socket in &self.sockets {
+                        socket.show();
+                    }
                 }
             }
         }

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use listenfd::ListenFd;
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 
 use super::{Daemon, ServeError, rules};
 use crate::config::{self, Config};
+use crate::ingest::share::Shares;
 use crate::ingest::{self, Socket};
 
 impl Daemon {
-    pub(super) fn open_sockets(&mut self, config: &Config) -> Result<(), ServeError> {
+    /// `connections`: how many there may be on all sockets together.
+    pub(super) fn open_sockets(&mut self, config: &Config, connections: usize) -> Result<(), ServeError> {
         let mut inherited = inherited_sockets();
         let operator = config::Socket {
             path: config.ingest.socket.clone(),
@@ -27,8 +28,9 @@ impl Daemon {
             apps: config.apps.keys().cloned().collect(),
         };
         let named = config.sockets.iter().map(|(name, socket)| (name.as_str(), socket, false));
-        let (places, memory_kib) = ingest::shares(1 + config.sockets.len(), config.ingest.memory_mb, config.ingest.line_limit);
-        for (number, (name, socket, is_operator)) in (0..).zip(std::iter::once(("operator", &operator, true)).chain(named)) {
+        let shares = Shares::divide(connections, &config.ingest, 1 + config.sockets.len());
+        let sockets = std::iter::once(("operator", &operator, true)).chain(named).zip(shares);
+        for (number, ((name, socket, is_operator), shares)) in (0..).zip(sockets) {
             let listener = match inherited.remove(&socket.path) {
                 Some(listener) => listener,
                 None => {
@@ -43,9 +45,7 @@ impl Daemon {
                 rules: ArcSwap::from_pointee(rules),
                 operator: is_operator,
                 number,
-                places: Arc::new(Semaphore::new(places)),
-                memory: Arc::new(Semaphore::new(memory_kib)),
-                memory_kib,
+                shares,
             });
             self.sockets.push(socket.clone());
             tokio::spawn(ingest::serve(listener, socket, self.door.clone()));

@@ -21,12 +21,16 @@ use super::proxy::{self, Proxy};
 use super::resolve::Resolver;
 use super::tls::{self, Roots};
 use super::{Settings, StartError};
+use crate::complaint::Complaint;
+use crate::descriptors;
 use crate::message::{ConnectFailure, Origin};
 
 /// RFC 8305 section 5: the next address is tried when the last one has not answered for this long.
 const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of one host that are tried at most.
 const ADDRESSES_MAX: usize = 16;
+
+static LEFT_OUT: Complaint = Complaint::some();
 
 /// Makes connections; shared by all origins.
 pub(super) struct Connector {
@@ -88,8 +92,11 @@ impl Connector {
         };
         let count = found.len();
         let permitted: Vec<IpAddr> = found.into_iter().filter(|&address| permitted(address, &self.allow)).collect();
-        if permitted.len() < count {
-            tracing::warn!(host, refused = count - permitted.len(), "addresses where the daemon may not connect are left out");
+        // Whoever makes endpoints and names (`endpoints.policy` = "public") can cause it.
+        if permitted.len() < count
+            && let Some(left_out) = LEFT_OUT.tell()
+        {
+            tracing::warn!(host, refused = count - permitted.len(), left_out, "addresses where the daemon may not connect are left out");
         }
         if permitted.is_empty() { Err(ConnectFailure::Forbidden) } else { Ok(permitted) }
     }
@@ -100,11 +107,14 @@ impl Connector {
                 Ok(address) => vec![address],
                 Err(_) => self.resolver.addresses(&proxy.host).await.ok()?,
             };
-            let mut stream = race(addresses, proxy.port).await.ok()?;
+            let mut stream = match race(addresses, proxy.port).await {
+                Err(ConnectFailure::NoDescriptor) => return Some(Err(ConnectFailure::NoDescriptor)),
+                reached => reached.ok()?,
+            };
             proxy::tunnel(&mut stream, host, port).await.ok()?;
-            Some(stream)
+            Some(Ok(stream))
         };
-        open.await.ok_or(ConnectFailure::Proxy)
+        open.await.unwrap_or(Err(ConnectFailure::Proxy))
     }
 }
 
@@ -156,6 +166,7 @@ fn interleave(addresses: Vec<IpAddr>) -> VecDeque<IpAddr> {
 /// Unreachable counts as refused: somebody on the way said no.
 fn name(error: &io::Error) -> ConnectFailure {
     match error.kind() {
+        _ if descriptors::lacking(error) => ConnectFailure::NoDescriptor,
         io::ErrorKind::TimedOut => ConnectFailure::Timeout,
         _ => ConnectFailure::Refused,
     }
@@ -172,6 +183,14 @@ mod tests {
         let parse = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
         let order = interleave(parse(&["1.1.1.1", "2.2.2.2", "3.3.3.3", "::1", "::2"]));
         assert_eq!(Vec::from(order), parse(&["::1", "1.1.1.1", "::2", "2.2.2.2", "3.3.3.3"]));
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_is_no_fault_of_the_other_end() {
+        let named = |errno: nix::errno::Errno| name(&io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(named(nix::errno::Errno::EMFILE), ConnectFailure::NoDescriptor);
+        assert_eq!(named(nix::errno::Errno::ENFILE), ConnectFailure::NoDescriptor);
+        assert_eq!(named(nix::errno::Errno::ECONNREFUSED), ConnectFailure::Refused);
     }
 
     #[tokio::test]

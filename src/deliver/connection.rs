@@ -7,19 +7,25 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
 use super::origin::{Destination, Phase, Report};
 use super::parcel::Parcel;
 use super::{Protocol, Running, Shared, http1, http2};
+use crate::complaint::Complaint;
 use crate::message::ConnectFailure;
 
+static NOT_CONNECTED: Complaint = Complaint::some();
+
+/// Without a descriptor connecting is tried again after this, within the time that it may take.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection without streams is kept.
 const IDLE: Duration = Duration::from_secs(300);
 /// How old a connection gets, give or take a tenth: name changes and new certificates are noticed, load spreads anew.
@@ -40,17 +46,19 @@ pub(super) fn spawn(shared: &Arc<Shared>, destination: &Arc<Destination>) {
 
 async fn run(mut attempt: Attempt) {
     match start(&attempt.shared, &attempt.destination).await {
-        Ok(Started::Http2(start)) => {
-            let seat = attempt.seat(Protocol::Http2, start.limit());
+        Ok((Started::Http2(start), place)) => {
+            let seat = attempt.seat(Protocol::Http2, start.limit(), place);
             http2::serve(*start, seat).await;
         }
-        Ok(Started::Http1(start)) => {
-            let seat = attempt.seat(Protocol::Http1, 1);
+        Ok((Started::Http1(start), place)) => {
+            let seat = attempt.seat(Protocol::Http1, 1, place);
             http1::serve(*start, seat).await;
         }
         Err(failure) => {
-            if let Some(failure) = failure {
-                tracing::warn!(host = attempt.destination.origin.host(), ?failure, "no connection");
+            if let Some(failure) = failure
+                && let Some(left_out) = NOT_CONNECTED.tell()
+            {
+                tracing::warn!(host = attempt.destination.origin.host(), ?failure, left_out, "no connection");
             }
             attempt.failure = failure;
         }
@@ -63,21 +71,38 @@ enum Started {
 }
 
 /// The error is None if the pool stops.
-async fn start(shared: &Shared, destination: &Destination) -> Result<Started, Option<ConnectFailure>> {
+async fn start(
+    shared: &Arc<Shared>,
+    destination: &Destination,
+) -> Result<(Started, OwnedSemaphorePermit), Option<ConnectFailure>> {
+    // Until there is a descriptor it is nobody's fault but ours that nothing is connected.
+    let lacking = AtomicBool::new(true);
     let whole = async {
-        let stream = shared.connector.connect(&destination.origin).await?;
+        let place = shared.place(destination).await.ok_or(ConnectFailure::NoDescriptor)?;
+        let stream = loop {
+            lacking.store(false, Ordering::Relaxed);
+            match shared.connector.connect(&destination.origin).await {
+                Err(ConnectFailure::NoDescriptor) => {
+                    lacking.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(DESCRIPTOR_PAUSE).await;
+                }
+                connected => break connected?,
+            }
+        };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let io = Io::new(stream);
-        if http2 {
-            Ok(Started::Http2(Box::new(http2::Start::new(io).await?)))
+        let started = if http2 {
+            Started::Http2(Box::new(http2::Start::new(io).await?))
         } else {
-            Ok(Started::Http1(Box::new(http1::Start::new(io).await?)))
-        }
+            Started::Http1(Box::new(http1::Start::new(io).await?))
+        };
+        Ok((started, place))
     };
+    let late = || if lacking.load(Ordering::Relaxed) { ConnectFailure::NoDescriptor } else { ConnectFailure::Timeout };
     let mut phase = shared.phase.subscribe();
     tokio::select! {
         ended = tokio::time::timeout(shared.limits.connect, whole) => {
-            ended.unwrap_or(Err(ConnectFailure::Timeout)).map_err(Some)
+            ended.unwrap_or_else(|_| Err(late())).map_err(Some)
         }
         _ = phase.wait_for(|&phase| phase != Phase::Open) => Err(None),
     }
@@ -94,10 +119,16 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn seat(mut self, protocol: Protocol, limit: usize) -> Seat {
+    fn seat(mut self, protocol: Protocol, limit: usize, place: OwnedSemaphorePermit) -> Seat {
         self.open = false;
         let id = self.destination.connected(protocol, limit);
-        Seat { shared: self.shared.clone(), destination: self.destination.clone(), id, _running: self.running.clone() }
+        Seat {
+            shared: self.shared.clone(),
+            destination: self.destination.clone(),
+            id,
+            _place: place,
+            _running: self.running.clone(),
+        }
     }
 }
 
@@ -118,6 +149,8 @@ pub(super) struct Seat {
     pub(super) shared: Arc<Shared>,
     pub(super) destination: Arc<Destination>,
     id: u64,
+    /// Among the connections of all origins.
+    _place: OwnedSemaphorePermit,
     _running: Running,
 }
 

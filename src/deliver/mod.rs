@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use ipnet::IpNet;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use self::address::permitted;
 pub use self::tls::Roots;
@@ -55,6 +55,9 @@ use crate::message::{Answer, Answered, ConnectFailure, Origin, Sealed, UnixMilli
 /// How long connections that were told to give up may take to do so.
 const GIVING_UP: Duration = Duration::from_secs(2);
 
+/// How long a connection that wants to be opened waits before it looks again for others that have nothing to do.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
+
 /// What the pool takes from the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -62,6 +65,9 @@ pub struct Settings {
     pub connections_per_origin: usize,
     /// Origins that are kept; beyond that the one that was not used for longest goes first.
     pub origins: usize,
+    /// Connections of all origins together. Where they are all open, those that have nothing to do are closed for others, and an
+    /// origin that has one gets no further one while less than half of them is free.
+    pub connections: usize,
     /// From the opening of a stream to the end of its answer.
     pub timeout: Duration,
     /// `http://host:port` of an HTTP CONNECT proxy.
@@ -75,13 +81,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Those of `[deliver]` and `[endpoints]`, with the system's roots.
-    pub fn new(deliver: &crate::config::Deliver, endpoints: &crate::config::Endpoints) -> Settings {
+    /// Those of `[deliver]` and `[endpoints]`, with the system's roots; and as many connections as there are descriptors for.
+    pub fn new(deliver: &crate::config::Deliver, endpoints: &crate::config::Endpoints, connections: usize) -> Settings {
         // `drain` is given to `Pool::stop`; naming all keeps a new one from being forgotten.
         let crate::config::Deliver { connections_per_origin, origins, timeout, drain: _, proxy, extra_roots } = deliver.clone();
         Settings {
             connections_per_origin,
             origins,
+            connections,
             timeout,
             proxy,
             roots: Roots::System,
@@ -170,6 +177,9 @@ struct Shared {
     limits: Limits,
     connections_per_origin: usize,
     origins: usize,
+    /// One for each connection that may still be opened, of so many in all.
+    places: Arc<Semaphore>,
+    connections: usize,
     runtime: Handle,
     answers: Sender<Answered>,
     destinations: Mutex<HashMap<Origin, Arc<Destination>>>,
@@ -195,6 +205,8 @@ impl Pool {
             limits,
             connections_per_origin: settings.connections_per_origin.max(1),
             origins: settings.origins.max(1),
+            places: Arc::new(Semaphore::new(settings.connections.clamp(1, Semaphore::MAX_PERMITS))),
+            connections: settings.connections.clamp(1, Semaphore::MAX_PERMITS),
             runtime,
             answers,
             destinations: Mutex::default(),
@@ -280,7 +292,7 @@ impl Shared {
         if *self.phase.borrow() != Phase::Open {
             return Err(Unknown::Stopped);
         }
-        let evicted = if destinations.len() >= self.origins { evict(&mut destinations) } else { None };
+        let evicted = if destinations.len() >= self.origins { evict(&mut destinations, Destination::unused_since) } else { None };
         let made = Destination::new(origin.clone(), self.connections_per_origin, now).map(Arc::new);
         if let Some(made) = &made {
             destinations.insert(origin.clone(), made.clone());
@@ -290,6 +302,35 @@ impl Shared {
             self.act(&destination, plan);
         }
         made.ok_or(Unknown::NoOrigin)
+    }
+
+    /// A place for one more connection of `destination`, as soon as there is one. None: it has a connection, and what is left is for
+    /// those that have none.
+    async fn place(self: &Arc<Self>, destination: &Destination) -> Option<OwnedSemaphorePermit> {
+        if destination.connected_already() && self.places.available_permits() < self.connections / 2 {
+            return None;
+        }
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        let mut place = std::pin::pin!(self.places.clone().acquire_owned());
+        loop {
+            self.close_unused();
+            tokio::select! {
+                biased;
+                // It is never closed.
+                place = &mut place => return place.ok(),
+                () = tokio::time::sleep(ROOM_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Closes the connections of the origin that has had nothing to do for longest.
+    fn close_unused(self: &Arc<Self>) {
+        let evicted = evict(&mut self.lock(), Destination::idle_since);
+        if let Some((destination, plan)) = evicted {
+            self.act(&destination, plan);
+        }
     }
 
     /// Does what a plan asks for, outside all locks.
@@ -348,10 +389,13 @@ impl Unknown {
     }
 }
 
-/// Removes the origin that was not used for longest. None if all are in use: then the table grows beyond its bound, up to
+/// Removes the origin that was not used for longest, by `since`. None if all are in use: then the table grows beyond its bound, up to
 /// what is outstanding.
-fn evict(destinations: &mut HashMap<Origin, Arc<Destination>>) -> Option<(Arc<Destination>, Plan)> {
-    let unused = destinations.values().filter_map(|known| Some((known.unused_since()?, known)));
+fn evict(
+    destinations: &mut HashMap<Origin, Arc<Destination>>,
+    since: impl Fn(&Destination) -> Option<Instant>,
+) -> Option<(Arc<Destination>, Plan)> {
+    let unused = destinations.values().filter_map(|known| Some((since(known)?, known)));
     let oldest = unused.min_by_key(|(since, _)| *since).map(|(_, known)| known.clone())?;
     let plan = oldest.evict()?;
     destinations.remove(&oldest.origin);

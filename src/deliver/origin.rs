@@ -332,6 +332,17 @@ impl Destination {
         (!state.busy()).then_some(state.used)
     }
 
+    /// As [`Destination::unused_since`], if it has connections.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (!state.busy() && !state.places.is_empty()).then_some(state.used)
+    }
+
+    /// Whether a connection is open that takes something.
+    pub(super) fn connected_already(&self) -> bool {
+        self.lock().live() > 0
+    }
+
     /// See [`super::Pool::capacity`].
     pub(super) fn capacity(&self, now: Instant) -> usize {
         let state = self.lock();

@@ -17,6 +17,8 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 
+use crate::complaint::Complaint;
+use crate::descriptors;
 use crate::message::ConnectFailure;
 
 /// When one family has answered, how long the other is waited for. Longer than the 50 ms of RFC 8305 section 3: nobody watches
@@ -29,6 +31,9 @@ const QUESTIONS: usize = 2;
 const BELIEVED: Duration = Duration::from_secs(300);
 /// The same for "there is no such name", which is what a probe of a closed lane waits to see changed.
 const DISBELIEVED: Duration = Duration::from_secs(10);
+
+static NO_SERVERS: Complaint = Complaint::each_minute();
+static NO_RESOLVER: Complaint = Complaint::each_minute();
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -94,6 +99,10 @@ impl Resolver {
         if !found.is_empty() {
             return Ok(found);
         }
+        let lacking = |answer: &Result<Lookup, NetError>| matches!(answer, Err(NetError::Io(error)) if descriptors::lacking(error));
+        if answers.iter().any(lacking) {
+            return Err(ConnectFailure::NoDescriptor);
+        }
         let unknown = answers.iter().any(|answer| answer.as_ref().is_err_and(NetError::is_nx_domain));
         Err(if unknown { ConnectFailure::NoSuchHost } else { ConnectFailure::Resolve })
     }
@@ -107,11 +116,16 @@ impl Resolver {
         }
         let (config, mut options) = match &self.fixed {
             Some(config) => (config.clone(), ResolverOpts::default()),
-            None => hickory_resolver::system_conf::read_system_conf().unwrap_or_else(|error| {
-                tracing::info!(%error, "no name servers in {RESOLV_CONF}: asking this host");
+            None => hickory_resolver::system_conf::read_system_conf().or_else(|error| {
+                if matches!(&error, NetError::Io(error) if descriptors::lacking(error)) {
+                    return Err(ConnectFailure::NoDescriptor);
+                }
+                if let Some(left_out) = NO_SERVERS.tell() {
+                    tracing::info!(%error, left_out, "no name servers in {RESOLV_CONF}: asking this host");
+                }
                 let this_host = NameServerConfig::udp_and_tcp(IpAddr::V4(Ipv4Addr::LOCALHOST));
-                (ResolverConfig::from_parts(None, Vec::new(), vec![this_host]), ResolverOpts::default())
-            }),
+                Ok((ResolverConfig::from_parts(None, Vec::new(), vec![this_host]), ResolverOpts::default()))
+            })?,
         };
         options.use_hosts_file = ResolveHosts::Never; // looked up above, both families together
         options.timeout = options.timeout.min(QUESTION);
@@ -121,10 +135,16 @@ impl Resolver {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let dns = builder.build().map_err(|error| {
-            tracing::warn!(%error, "the resolver cannot be set up");
+            if let Some(left_out) = NO_RESOLVER.tell() {
+                tracing::warn!(%error, left_out, "the resolver cannot be set up");
+            }
             ConnectFailure::Resolve
         })?;
-        let hosts = Hosts::from_system().unwrap_or_default();
+        let hosts = match Hosts::from_system() {
+            // What is read now is believed until the file changes.
+            Err(error) if descriptors::lacking(&error) => return Err(ConnectFailure::NoDescriptor),
+            read => read.unwrap_or_default(),
+        };
         Ok(current.insert(Current { read, dns: Arc::new(dns), hosts: Arc::new(hosts) }).clone())
     }
 }

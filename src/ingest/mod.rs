@@ -2,7 +2,8 @@
 //! the order of the requests, and does what only reads. A line is answered `"ok":true` after its commit is on disk (promise 1).
 //!
 //! Bounds: a connection has at most 4 MiB and 10,000 lines unanswered, all together `ingest.memory_mb`; beyond that it is not read.
-//! A client that does not take its replies is cut off. Counts and lists that walk over the registry take turns, two at a time.
+//! Half a line counts too, and has its time. A client that does not take its replies is cut off. Of connections and memory each socket
+//! has a part that no other can take. Counts and lists that walk over the registry take turns, two at a time.
 
 pub mod answer;
 pub mod json;
@@ -11,6 +12,10 @@ pub mod line;
 mod registry;
 pub mod reply;
 pub mod request;
+pub mod share;
+mod unread;
+
+pub use self::unread::CHUNK_BYTES;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -18,18 +23,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::complaint::Complaint;
+use crate::descriptors;
 use crate::encrypt::vapid::Tokens;
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
 use crate::ingest::request::{Add, Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
-use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
+use crate::ingest::share::Shares;
+use crate::ingest::unread::{More, Unread};
+use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES, LINE_SECONDS};
 use crate::message::{Name, Urgency};
 use crate::metrics;
 use crate::receipt::Receipts;
@@ -40,6 +48,12 @@ use crate::store::turns::{self, Turns};
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often one who waits looks whether it should still.
+const LOOK: Duration = Duration::from_millis(250);
+/// Memory of an answer that waits for its turn, beside its bytes.
+const LINE_OVERHEAD: usize = 512;
+/// When no connection could be accepted, the next is tried after this.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Lines that the writer's queue holds, of all sockets together.
 pub const QUEUE_LINES: usize = 65_536;
 /// Lines and bytes that are handed over together.
@@ -55,8 +69,9 @@ const RESERVED: usize = 64 * 1024;
 const KNOWN_PEERS: usize = 1_024;
 /// Requests that may walk over the registry at the same time. Each takes a thread and a core while it lasts; more wait.
 pub const WALKS: usize = 2;
-/// Read at once.
-const READ_BYTES: usize = 64 * 1024;
+
+static NOT_ACCEPTED: Complaint = Complaint::each_minute();
+static FULL: Complaint = Complaint::some();
 
 const _: () = assert!(SLICE_LINES <= CONNECTION_LINES && SLICE_LINES <= QUEUE_LINES);
 const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
@@ -69,7 +84,6 @@ pub struct Door {
     /// Places of those that walk over the registry.
     pub walks: Arc<Semaphore>,
     pub line_limit: usize,
-    pub connections: usize,
     pub ttl0_patience: Duration,
     pub receipts: Receipts,
     /// The array that `origins` answers, as JSON: on an app's socket for its apps, on the operator's (None) with all there is.
@@ -90,25 +104,21 @@ pub struct Socket {
     pub operator: bool,
     /// Its number among all: in the writer's queue sockets take turns.
     pub number: u16,
-    /// Its places in the writer's queue.
-    pub places: Arc<Semaphore>,
-    /// KiB of its share of `ingest.memory_mb`.
-    pub memory: Arc<Semaphore>,
-    pub memory_kib: usize,
-}
-
-/// Shares of one of so many sockets: places in the writer's queue, and KiB of `ingest.memory_mb`. They are its own, so that no
-/// other socket's flood takes them; the longest line fits in any.
-pub fn shares(sockets: usize, memory_mb: usize, line_limit: usize) -> (usize, usize) {
-    let places = (QUEUE_LINES / sockets).max(SLICE_LINES);
-    let kib = (memory_mb * 1024 / sockets).max(line_limit.div_ceil(1024) + 1);
-    (places, kib)
+    pub shares: Shares,
 }
 
 impl Socket {
     /// The apps of this socket.
     pub fn apps(&self) -> Apps {
         Arc::new(self.rules.load().apps.keys().cloned().collect())
+    }
+
+    /// Tells the metrics what it could still take.
+    pub fn show(&self) {
+        let Shares { connections, chunks, lines, unanswered, answers, places: _ } = &self.shares;
+        metrics::level("fanfare_clients_free", "socket", self.name.clone(), connections.free() as f64);
+        let kib = [chunks, lines, unanswered, answers].map(|share| share.free()).iter().sum::<usize>();
+        metrics::level("fanfare_ingest_free_bytes", "socket", self.name.clone(), kib as f64 * 1024.0);
     }
 
     /// Those of them that lack one of these scopes, and which.
@@ -124,25 +134,37 @@ pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>)
     let mut stop = door.stop.clone();
     // Who has connected before. An application that connects for each message would fill the journal; uids are few.
     let mut known = HashSet::new();
+    // Given up when there is no descriptor for a connection, so that it can be told so instead of waiting in vain.
+    let mut spare = spare_descriptor();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Out of descriptors: those in use will end.
-                    tracing::error!(socket = socket.name, %error, "accepting failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if let Some(left_out) = NOT_ACCEPTED.tell() {
+                        tracing::error!(socket = socket.name, %error, left_out, "accepting failed");
+                    }
+                    if descriptors::lacking(&error) && spare.take().is_some()
+                        && let Ok(Ok((stream, _))) = timeout(ACCEPT_PAUSE, listener.accept()).await
+                    {
+                        refuse(stream, "there is no descriptor for another connection");
+                    } else {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    spare = spare_descriptor();
                     continue;
                 }
             },
             () = stopping(&mut stop) => return,
         };
-        if door.open.fetch_add(1, Ordering::Relaxed) >= door.connections {
-            door.open.fetch_sub(1, Ordering::Relaxed);
-            metrics::rejected(Code::Overloaded);
-            tokio::spawn(refuse(stream));
+        let Some(place) = socket.shares.connections.try_take(1) else {
+            if let Some(left_out) = FULL.tell() {
+                tracing::warn!(socket = socket.name, left_out, "a connection is refused: this socket has all it may have (ingest.connections)");
+            }
+            refuse(stream, "there are as many connections on this socket as ingest.connections allows");
             continue;
-        }
+        };
+        door.open.fetch_add(1, Ordering::Relaxed);
         let peer = stream.peer_cred().ok();
         let (uid, gid) = (peer.as_ref().map(|peer| peer.uid()), peer.as_ref().map(|peer| peer.gid()));
         let pid = peer.and_then(|peer| peer.pid());
@@ -153,6 +175,7 @@ pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>)
         }
         let (socket, door) = (socket.clone(), door.clone());
         tokio::spawn(async move {
+            let _place = place;
             converse(stream, socket, door.clone()).await;
             door.open.fetch_sub(1, Ordering::Relaxed);
         });
@@ -165,14 +188,21 @@ pub(crate) async fn stopping(stop: &mut watch::Receiver<bool>) {
     let _ended = stop.wait_for(|stop| *stop).await;
 }
 
-/// One connection too many gets one line.
-async fn refuse(mut stream: UnixStream) {
-    use tokio::io::AsyncWriteExt;
+fn spare_descriptor() -> Option<std::fs::File> {
+    std::fs::File::open("/dev/null").ok()
+}
+
+/// One connection too many gets one line, at once: it takes nothing of ours that could be held.
+fn refuse(stream: UnixStream, message: &str) {
+    use std::io::Write;
+    metrics::rejected(Code::Overloaded);
+    metrics::turned_away("connections");
     let mut line = Vec::new();
-    let problem = problem(Code::Overloaded, None, "there are ingest.connections connections already");
-    reply::write_problem(&mut line, &None, &problem, Some(1.0), &[]);
-    // It may have gone already.
-    let _gone = timeout(PATIENCE, stream.write_all(&line)).await;
+    reply::write_problem(&mut line, &None, &problem(Code::Overloaded, None, message), Some(1.0), &[]);
+    if let Ok(mut stream) = stream.into_std() {
+        // There is always room for one line in a new socket; its client may have gone.
+        let _gone = stream.write_all(&line);
+    }
 }
 
 fn problem(code: Code, field: Option<&str>, message: &str) -> Problem {
@@ -182,7 +212,7 @@ fn problem(code: Code, field: Option<&str>, message: &str) -> Problem {
 async fn converse(stream: UnixStream, socket: Arc<Socket>, door: Arc<Door>) {
     let (read, write) = stream.into_split();
     let (items, waiting) = mpsc::unbounded_channel();
-    let answerer = Answerer { door: door.clone(), socket: socket.clone(), items: waiting, out: write };
+    let answerer = Answerer { door: door.clone(), socket: socket.clone(), items: waiting, out: write, room: None };
     let answering = tokio::spawn(answerer.run());
     let connection = door.connected.fetch_add(1, Ordering::Relaxed);
     let mut reader = Reader {
@@ -235,31 +265,42 @@ struct Slice {
     told: Vec<Told>,
     bytes: usize,
     /// What they hold of `ingest.memory_mb`, and so many bytes of it that no line has used yet.
-    memory: Option<OwnedSemaphorePermit>,
+    memory: Vec<OwnedSemaphorePermit>,
     room: usize,
 }
 
 impl Reader {
     async fn run(&mut self, mut read: OwnedReadHalf) {
-        let mut buffer: Vec<u8> = Vec::with_capacity(READ_BYTES);
-        // Of a line that is too long the rest is skipped.
+        let (socket, line_limit) = (self.socket.clone(), self.door.line_limit);
+        let mut unread = Unread::new(&socket.shares, line_limit);
+        // Of a line that is too long, or has no memory, the rest is skipped.
         let mut skipping = false;
         let mut lines = 0usize;
         loop {
-            // A client that went away without an end is one that went away.
-            if !matches!(read.read_buf(&mut buffer).await, Ok(n) if n > 0) {
-                break;
+            match unread.more(&mut read).await {
+                More::Bytes => {}
+                // A client that went away without an end is one that went away.
+                More::End => break,
+                More::Short => {
+                    unread.drop_begun();
+                    skipping = true;
+                    self.turn_away("line_memory", "there is no memory for this line: try again").await;
+                    continue;
+                }
+                // What follows cannot be told from its rest. It is one to try again: nothing is wrong with what was sent.
+                More::Late => {
+                    let message = format!("a line must be finished within {LINE_SECONDS} s: the connection ends");
+                    self.turn_away("line_time", &message).await;
+                    break;
+                }
             }
-            let mut start = 0;
-            while let Some(end) = buffer[start..].iter().position(|byte| *byte == b'\n') {
-                let line = &buffer[start..start + end];
-                start += end + 1;
+            while let Some(line) = unread.next_line() {
                 if std::mem::take(&mut skipping) {
                     continue;
                 }
-                if line.len() > self.door.line_limit {
+                if line.len() > line_limit {
                     self.too_long().await;
-                } else if !self.line(line).await {
+                } else if !self.line(&unread.bytes()[line]).await {
                     return;
                 }
                 if self.slice.ops.len() >= SLICE_LINES || self.slice.bytes >= SLICE_BYTES {
@@ -271,17 +312,24 @@ impl Reader {
                     tokio::task::yield_now().await;
                 }
             }
-            buffer.drain(..start);
-            if buffer.len() > self.door.line_limit {
-                buffer.clear();
-                if !std::mem::replace(&mut skipping, true) {
-                    self.too_long().await;
-                }
+            if skipping {
+                unread.drop_begun();
+            } else if unread.begun() > line_limit {
+                unread.drop_begun();
+                skipping = true;
+                self.too_long().await;
+            } else {
+                unread.forget_taken();
             }
             self.hand_over().await;
-            buffer.reserve(READ_BYTES);
         }
         self.hand_over().await;
+    }
+
+    /// A line is not taken although nothing is wrong with it.
+    async fn turn_away(&mut self, reason: &'static str, message: &str) {
+        metrics::turned_away(reason);
+        self.refuse(None, problem(Code::Overloaded, None, message)).await;
     }
 
     async fn too_long(&mut self) {
@@ -319,7 +367,7 @@ impl Reader {
             Prepared::Read(request) => {
                 self.hand_over().await;
                 self.follows = matches!(&request, Request::Events(events) if events.follow);
-                let places = self.held(line.len()).await;
+                let places = self.all_shares(line.len()).await;
                 // The answering half has ended: so does this one, at its next read.
                 let _ended = self.items.send(Item::Read { id, request, places });
             }
@@ -448,8 +496,9 @@ impl Reader {
         self.hand_over().await;
         metrics::rejected(problem.code);
         let mut line = Vec::with_capacity(160);
-        reply::write_problem(&mut line, &id, &problem, None, &[]);
-        let places = self.held(line.len()).await;
+        let retry_after = (problem.code == Code::Overloaded).then_some(1.0);
+        reply::write_problem(&mut line, &id, &problem, retry_after, &[]);
+        let places = self.all_shares(line.len()).await;
         let _ended = self.items.send(Item::Now { line, places });
     }
 
@@ -462,22 +511,26 @@ impl Reader {
         }
         let Slice { ops, told, bytes, mut memory, room } = std::mem::take(&mut self.slice);
         // What was reserved for lines that did not come is free again.
-        drop(memory.as_mut().and_then(|memory| memory.split(room / 1024)));
-        let own = self.own_share(ops.len(), bytes).await;
-        let lines = u32::try_from(ops.len()).expect("a slice is bounded");
-        let place = timeout(PATIENCE, self.socket.places.clone().acquire_many_owned(lines)).await;
-        let Ok(Ok(place)) = place else {
-            return self.overloaded(told, own);
+        drop(memory.last_mut().and_then(|last| last.split((room / 1024).min(last.num_permits()))));
+        let mut own = self.own_share(ops.len(), bytes).await;
+        let Ok(place) = timeout(PATIENCE, self.socket.shares.places.take(ops.len())).await else {
+            drop(ops);
+            drop(memory);
+            return self.overloaded(told, own).await;
         };
+        // Until it is answered: the client may not take its answers.
+        own.extend(memory);
         let (reply, answers) = oneshot::channel();
-        let writes = Writes { from: self.from, places: std::iter::once(place).chain(memory).collect(), ..Writes::new(ops, reply) };
+        let writes = Writes { from: self.from, places: vec![place], ..Writes::new(ops, reply) };
         let began = std::time::Instant::now();
         // There is a place, so this does not wait; where the writer has ended, the answers say so.
         let _ended = self.door.commits.send(writes);
         let _ended = self.items.send(Item::Writes { told, answers, began, places: own });
     }
 
-    fn overloaded(&self, told: Vec<Told>, places: Vec<OwnedSemaphorePermit>) {
+    async fn overloaded(&self, told: Vec<Told>, mut places: Vec<OwnedSemaphorePermit>) {
+        // The answers need some, too; it is less, and until it is there nothing more is read.
+        places.push(self.socket.shares.unanswered.take(told.len() * LINE_OVERHEAD / 1024 + 1).await);
         let mut line = Vec::new();
         for told in &told {
             metrics::rejected(Code::Overloaded);
@@ -492,31 +545,23 @@ impl Reader {
         if self.slice.room >= bytes {
             return;
         }
-        let kib = (bytes.max(RESERVED) / 1024 + 1).min(self.socket.memory_kib);
-        let permits = u32::try_from(kib).unwrap_or(u32::MAX);
-        let more = match self.socket.memory.clone().try_acquire_many_owned(permits) {
-            Ok(more) => more,
-            Err(_) => {
+        let kib = bytes.max(RESERVED) / 1024 + 1;
+        let more = match self.socket.shares.unanswered.try_take(kib) {
+            Some(more) => more,
+            None => {
                 // Who waits holds nothing, so that all of it comes back.
                 self.hand_over().await;
-                // It is never closed.
-                let Ok(more) = self.socket.memory.clone().acquire_many_owned(permits).await else { return };
-                more
+                self.socket.shares.unanswered.take(kib).await
             }
         };
         self.slice.room += kib * 1024;
-        match &mut self.slice.memory {
-            Some(memory) => memory.merge(more),
-            None => self.slice.memory = Some(more),
-        }
+        self.slice.memory.push(more);
     }
 
-    /// Places of a line that is answered in its turn and not handed over. What came before it has been handed over.
-    async fn held(&self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
+    /// The share of one line, or answer, of so many bytes: of what the connection and what the socket may have.
+    async fn all_shares(&self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
         let mut places = self.own_share(1, bytes).await;
-        let kib = ((bytes + LINE_BYTES) / 1024 + 1).min(self.socket.memory_kib);
-        // It is never closed.
-        places.extend(self.socket.memory.clone().acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).await);
+        places.push(self.socket.shares.unanswered.take((bytes + LINE_OVERHEAD) / 1024 + 1).await);
         places
     }
 

@@ -143,6 +143,30 @@ async fn idle_and_old_connections_are_closed_and_silent_ones_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_connections_are_open_one_without_work_is_closed_for_another_origin() {
+    let one = |settings: &mut Settings, limits: &mut Limits| {
+        settings.connections = 1;
+        limits.connect = Duration::from_secs(1);
+    };
+    let mut stage = Stage::with(b"h2", one).await;
+    stage.serve(|peer, _| peer.answer_all(100));
+    let port = stage.listener.local_addr().unwrap().port();
+    for host in ["127.0.0.1", "localhost", "127.0.0.1"] {
+        stage.origin = format!("https://{host}:{port}");
+        assert!(is_status(&stage.post_one().await, 201), "{host}");
+    }
+
+    // One that is busy is left alone; who waits for it in vain was not failed by its push service.
+    let mut stage = Stage::with(b"h2", one).await;
+    stage.post(1);
+    let mut peer = stage.greeted(10).await;
+    peer.requests(1).await;
+    stage.origin = stage.origin.replace("127.0.0.1", "localhost");
+    assert!(matches!(stage.post_one().await, Answer::NotConnected(ConnectFailure::NoDescriptor)));
+    assert_eq!(stage.pool.status().iter().map(|status| status.connections).sum::<usize>(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_table_of_origins_is_bounded() {
     let mut stage = Stage::with(b"h2", |settings, _| settings.origins = 3).await;
     stage.serve(|peer, _| peer.answer_all(100));

@@ -120,6 +120,7 @@ fn settings(roots: &Path) -> Settings {
     Settings {
         connections_per_origin: 4,
         origins: 16,
+        connections: 64,
         timeout: Duration::from_secs(30),
         proxy: None,
         roots: Roots::ExtraOnly,

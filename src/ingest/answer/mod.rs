@@ -19,11 +19,14 @@ use tokio::time::timeout;
 
 use self::read::read_request;
 use self::refusal::Refusal;
+use crate::complaint::Complaint;
 use crate::ingest::line::foreign_scope;
 use crate::ingest::registry::write_results;
 use crate::ingest::reply::{begin_ok, end, member, member_text, member_time, write_problem, write_rejected};
 use crate::ingest::request::{Code, Of, Rejected, Request, RequestId, Whose};
-use crate::ingest::{Door, Socket, stopped, stopping, subscription_name};
+use crate::ingest::share::Shares;
+use crate::ingest::{Door, LOOK, PATIENCE, Socket, stopped, stopping, subscription_name};
+use crate::limits::ANSWER_KIB;
 use crate::message::{MessageId, Name, SubscriptionId};
 use crate::metrics;
 use crate::store::commit::{Apps, Done};
@@ -33,6 +36,8 @@ use crate::store::{ReadError, watch};
 
 /// A client that takes nothing for so long is cut off.
 const STUCK: Duration = Duration::from_secs(30);
+static CUT_OFF: Complaint = Complaint::each_minute();
+
 /// Replies are collected up to this many bytes before they are written.
 const OUT_BYTES: usize = 256 * 1024;
 
@@ -119,6 +124,8 @@ pub struct Answerer {
     pub socket: Arc<Socket>,
     pub items: mpsc::UnboundedReceiver<Item>,
     pub out: OwnedWriteHalf,
+    /// Memory for what is read, until it is on the socket.
+    pub room: Option<OwnedSemaphorePermit>,
 }
 
 /// The client has gone, or takes nothing.
@@ -150,13 +157,23 @@ impl Answerer {
         Ok(())
     }
 
+    /// Takes memory for what is going to be read for an answer. It waits while others on this socket hold it all.
+    pub(super) async fn make_room(&mut self) {
+        if self.room.is_none() {
+            self.room = Some(self.socket.shares.answers.take(ANSWER_KIB).await);
+        }
+    }
+
     async fn flush(&mut self, out: &mut Vec<u8>, places: &mut Vec<OwnedSemaphorePermit>) -> Result<(), Gone> {
         if !out.is_empty() {
-            match timeout(STUCK, self.out.write_all(out)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Gone),
-                Err(_) => {
-                    tracing::warn!(socket = self.socket.name, "a client does not take its replies and is cut off");
+            tokio::select! {
+                biased;
+                written = self.out.write_all(out) => written.map_err(|_| Gone)?,
+                () = stuck(&self.socket.shares) => {
+                    metrics::turned_away("replies");
+                    if let Some(left_out) = CUT_OFF.tell() {
+                        tracing::warn!(socket = self.socket.name, left_out, "a client does not take its replies and is cut off");
+                    }
                     return Err(Gone);
                 }
             }
@@ -166,6 +183,7 @@ impl Answerer {
             }
         }
         places.clear();
+        self.room = None;
         Ok(())
     }
 
@@ -237,6 +255,10 @@ impl Answerer {
                 return Ok(());
             }
         }
+        if out.len() >= OUT_BYTES {
+            self.flush(out, &mut Vec::new()).await?;
+        }
+        self.make_room().await;
         let read = tokio::task::spawn_blocking(move || {
             // Until the walk has ended, also if nobody wants to know any more.
             let _turn = turn;
@@ -414,6 +436,18 @@ impl Answerer {
         });
         member(out, "limits", limits);
         end(out);
+    }
+}
+
+/// Ends when a client that does not take its replies has had its time; that is short while others wait for the memory that it holds.
+async fn stuck(shares: &Shares) {
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let since = began.elapsed();
+        if since >= STUCK || since >= PATIENCE && (shares.answers.waited_for() || shares.unanswered.waited_for()) {
+            return;
+        }
     }
 }
 

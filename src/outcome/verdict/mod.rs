@@ -168,7 +168,9 @@ fn not_connected(case: &Case<'_>, failure: ConnectFailure) -> (Verdict, Blame) {
         | ConnectFailure::Timeout
         | ConnectFailure::Tls
         | ConnectFailure::Proxy
-        | ConnectFailure::Protocol => (Verdict::Return { reason: word }, origin),
+        | ConnectFailure::Protocol
+        // No fault of the service, as the word says; but nothing can be sent there for the moment, and one probe at a time finds out when.
+        | ConnectFailure::NoDescriptor => (Verdict::Return { reason: word }, origin),
     }
 }
 
@@ -397,5 +399,6 @@ fn connect_reason(failure: ConnectFailure) -> &'static str {
         ConnectFailure::Tls => reason::TLS,
         ConnectFailure::Proxy => reason::PROXY,
         ConnectFailure::Protocol => reason::PROTOCOL,
+        ConnectFailure::NoDescriptor => reason::NO_DESCRIPTOR,
     }
 }

@@ -72,6 +72,8 @@ pub const TLS: &str = "tls";
 pub const PROXY: &str = "proxy";
 /// HTTP could not be started on a new connection.
 pub const PROTOCOL: &str = "protocol";
+/// The daemon has no descriptor, or no place among `deliver.origins`, for a connection: look at its limit of open files.
+pub const NO_DESCRIPTOR: &str = "no_descriptor";
 /// The deadline passed before the request left.
 pub const DEADLINE: &str = "deadline";
 /// TTL 0: the one attempt was made, and what came of it would be tried again otherwise.
@@ -117,6 +119,7 @@ const WORDS: &[(&str, bool)] = &[
     (TLS, true),
     (PROXY, true),
     (PROTOCOL, false),
+    (NO_DESCRIPTOR, true),
     (DEADLINE, false),
     (TTL_ZERO_ONE_ATTEMPT, false),
     (STOPPED, false),

@@ -383,6 +383,7 @@ fn what_fails_before_the_post_condemns_the_origin() {
             (ConnectFailure::Tls, "tls"),
             (ConnectFailure::Proxy, "proxy"),
             (ConnectFailure::Protocol, "protocol"),
+            (ConnectFailure::NoDescriptor, "no_descriptor"),
         ] {
             let got = verdict(&fresh(who, &Answer::NotConnected(failure)));
             assert_eq!(got, (Verdict::Return { reason }, Blame::Origin { not_before: None }), "{who:?}");
@@ -503,6 +504,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         ConnectFailure::Tls,
         ConnectFailure::Proxy,
         ConnectFailure::Protocol,
+        ConnectFailure::NoDescriptor,
     ]);
     prop_oneof![
         8 => (100u16..1000, headers, body).prop_map(|(status, headers, body)| match answer(status, &headers, "") {
