@@ -40,6 +40,7 @@ pub struct ConfigBuilder {
     allow_hosts: Vec<String>,
     roots: Vec<String>,
     environment: Vec<(OsString, OsString)>,
+    open_files: Option<u32>,
 }
 
 impl ConfigBuilder {
@@ -74,6 +75,12 @@ impl ConfigBuilder {
     /// A variable of the daemon's environment.
     pub fn env(mut self, name: &str, value: &str) -> ConfigBuilder {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The process may have so many open files, and cannot raise that. Needs prlimit (util-linux).
+    pub fn open_files(mut self, limit: u32) -> ConfigBuilder {
+        self.open_files = Some(limit);
         self
     }
 
@@ -205,7 +212,16 @@ impl Daemon {
         }
         fs::write(self.config_path(), self.config.toml(path, self.metrics))?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let child = Command::new(&self.binary)
+        let mut command = match self.config.open_files {
+            None => Command::new(&self.binary),
+            Some(limit) => {
+                // It becomes the daemon: the process is the same.
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={limit}:{limit}")).arg("--").arg(&self.binary);
+                command
+            }
+        };
+        let child = command
             .arg("serve")
             .arg("--config")
             .arg(self.config_path())
