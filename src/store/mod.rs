@@ -938,6 +938,8 @@ pub fn list_state(list: &live::List) -> std::sync::MutexGuard<'_, live::ListStat
 }
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod model;

@@ -155,6 +155,11 @@ impl Sweep {
 /// For tests that play the sweep's thread themselves.
 #[cfg(test)]
 impl Sweep {
+    /// What it does every hour.
+    pub(super) fn play_forget(&self, now: crate::message::UnixMillis) {
+        self.forget(now).expect("the store is open");
+    }
+
     /// What it does all the time. Gives whether it goes on when a checkpoint is written.
     pub(super) fn play(&mut self, now: crate::message::UnixMillis) -> bool {
         let swept = self.sweep_cancelled().and_then(|()| self.blank_erased()).and_then(|()| self.count_rest());

@@ -1,0 +1,120 @@
+//! Rules are bounded: each app has its share, and those that nothing can meet any more leave memory and disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ingest::request::{Code, Payload, Send, Subscriptions, Target, To};
+use crate::limits::RULES_MAX;
+use crate::message::{Delivery, Message, MessageId, SubscriptionId};
+use crate::store::commit::{Apps, Done, Op, prepare_send};
+use crate::store::family;
+use crate::store::harness::{self, HOSTS, Model, Setup};
+
+const DAY: u64 = 86_400_000;
+
+/// The harness alone demands enough.
+struct Both;
+
+impl Model for Both {
+    type Of = (MessageId, SubscriptionId);
+
+    fn of(delivery: &Delivery) -> Self::Of {
+        (delivery.message.id, delivery.recipient.subscription_id())
+    }
+
+    fn check_sent(&self, _: Self::Of, _: &Message) {}
+
+    fn check(_: &mut World) {}
+}
+
+type World = harness::World<Both>;
+
+fn world() -> World {
+    World::start_with(Setup { browsers_per_account: 9, looks_on: false }, Both, &["shop", "news"])
+}
+
+fn only(app: &str) -> Apps {
+    Arc::new(vec![Arc::from(app)])
+}
+
+fn label(n: u64) -> Target {
+    Target::Label(format!("label {n}").into())
+}
+
+impl World {
+    fn paused(&mut self, app: &str) -> Done {
+        let browser = self.recipient(HOSTS[0], &format!("https://{}", HOSTS[0]), 1);
+        let to = To::Subscriptions(Subscriptions { good: vec![browser], rejected: Vec::new() });
+        let send = Send { paused: true, ..Send::new(Arc::from(app), to, Payload::opaque(Bytes::from_static(b"hello")), 3_600) };
+        let op = Op::Send(Box::new(prepare_send(send, &self.preparing())));
+        self.hand_over(op)
+    }
+
+    fn rules(&self) -> (usize, usize) {
+        let store = self.store();
+        let rules = store.rules.load();
+        (rules.paused.len(), rules.cancelled.len())
+    }
+
+    /// Lets the sweep, which looks every hour, do so then.
+    fn sweep(&mut self, later: u64) {
+        let now = self.now().plus(later);
+        self.run().sweep.play(now);
+        self.pump();
+        self.run().sweep.play_forget(now);
+        self.run().writer.force();
+        self.pump();
+    }
+}
+
+fn overloaded(done: &Done) -> bool {
+    matches!(done, Done::Failed { problem, retry_after: Some(_), .. } if problem.code == Code::Overloaded)
+}
+
+#[test]
+fn an_app_has_as_many_rules_as_its_share() {
+    let mut world = world();
+    let pause = |n| Op::Pause { target: label(n), apps: only("shop") };
+    let answers = world.hand_over_together((0..RULES_MAX).map(pause).collect());
+    // A quarter of all is kept for the other app.
+    let most = RULES_MAX - RULES_MAX / 4;
+    assert_eq!(answers.iter().filter(|done| **done == Done::Done).count() as u64, most);
+    assert!(answers[most as usize..].iter().all(overloaded));
+    assert!(overloaded(&world.paused("shop")));
+    assert!(overloaded(&world.hand_over(Op::Cancel { target: label(0), apps: only("shop") })));
+    assert_eq!(world.hand_over(pause(0)), Done::Done, "it is a rule already");
+    assert!(matches!(world.paused("news"), Done::Taken { .. }));
+    // The count is known after a start, and comes down with what is resumed. Whose the other app's paused message is, a start does
+    // not look up: it counts for the whole.
+    world.checkpoint();
+    world.crash();
+    assert!(overloaded(&world.hand_over(pause(RULES_MAX))));
+    for n in [1, 2] {
+        world.hand_over(Op::Resume { target: label(n), rate: None, apps: only("shop") });
+    }
+    assert_eq!(world.hand_over(pause(RULES_MAX)), Done::Done);
+    assert!(overloaded(&world.hand_over(pause(RULES_MAX + 1))));
+}
+
+#[test]
+fn rules_that_nothing_can_meet_any_more_are_dropped() {
+    let mut world = world();
+    let Done::Taken { message_id, .. } = world.paused("shop") else { panic!("it is taken") };
+    world.paused("shop");
+    world.hand_over(Op::Pause { target: label(0), apps: only("shop") });
+    world.hand_over(Op::Cancel { target: label(1), apps: only("shop") });
+    world.sweep(0);
+    assert_eq!(world.rules(), (3, 1));
+    world.sweep(DAY / 2);
+    assert_eq!(world.rules(), (3, 1), "what was in flight may still come back");
+    world.hand_over(Op::Cancel { target: Target::App(Arc::from("shop")), apps: only("shop") });
+    world.sweep(0);
+    assert_eq!(world.rules(), (3, 2));
+    world.sweep(DAY + 1);
+    // The messages have ended; the label is paused until somebody resumes it.
+    assert_eq!(world.rules(), (1, 0));
+    assert_eq!(world.rows(family::META, b"cancel/", b"cancel0", |_, _| true), 0);
+    assert_eq!(world.rows(family::META, b"pause/", b"pause0", |_, _| true), 1);
+    assert_eq!(world.status(message_id).counts.pending(), 0);
+}
