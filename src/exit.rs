@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use crate::printable;
+
 /// What the caller can do about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -48,10 +50,10 @@ impl Failure {
         Failure::new(exit, format!("{what}: {error}"))
     }
 
-    /// Tells the person, and gives the process its exit code.
+    /// Tells the person, and gives the process its exit code. The message may have several lines.
     pub fn report(&self) -> ExitCode {
         if self.exit != Exit::Done {
-            eprintln!("fanfare: {}", self.message);
+            eprintln!("fanfare: {}", printable::lines(&self.message));
         }
         ExitCode::from(self.exit as u8)
     }

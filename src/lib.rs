@@ -35,8 +35,9 @@
 //! [`clock`] is the only caller of the system clock, [`metrics`] names every metric, [`template`] makes bodies the recipient's own,
 //! [`receipt`] issues and opens the tokens that come back as `feedback`. [`daemon`] makes every channel, thread and task; stages
 //! know the types and the store, but not each other. [`descriptors`] shares out the process's limit of open files, [`complaint`] keeps
-//! the log readable whatever comes from outside, [`scrape`] serves the metrics. [`config`] is read once into checked values. [`setup`], [`client`] and
-//! [`exit`] are the program's other commands, which use the daemon through its socket only.
+//! the log readable whatever comes from outside, [`printable`] stands between text from outside and every terminal and log, [`scrape`]
+//! serves the metrics. [`config`] is read once into checked values. [`setup`], [`client`] and [`exit`] are the program's other commands,
+//! which use the daemon through its socket only.
 //!
 //! # Following one message
 //!
@@ -71,6 +72,7 @@ pub mod limits;
 pub mod message;
 pub mod metrics;
 pub mod outcome;
+pub mod printable;
 pub mod receipt;
 pub mod schedule;
 pub mod scrape;

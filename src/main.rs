@@ -1,20 +1,27 @@
 //! Flags, configuration, start, exit code: what each command does stands in `daemon`, `setup` and `client`.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use fanfare::client::output::Output;
-use fanfare::config::{Config, Problems};
+use fanfare::client::output::{Output, note};
+use fanfare::config::{self, Config, Problems};
 use fanfare::exit::{Exit, Failure};
+use fanfare::printable::{self, LogLines};
 use fanfare::{client, setup};
+use nix::sys::stat::{Mode, umask};
 
 // Millions of small allocations of all sizes from many threads: with glibc's allocator the resident set keeps growing.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const CONFIGURATION: &str = "/etc/fanfare/fanfare.toml";
+
+/// The umask under which the store is written: only its owner reads it.
+const PRIVATE: Mode = Mode::S_IRWXG.union(Mode::S_IRWXO);
 
 /// Web Push delivery daemon: durable, fast, one host
 #[derive(Debug, Parser)]
@@ -57,10 +64,14 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
+        Err(error) if !error.use_stderr() => {
             // Help and version are no errors; where their reader has gone, nobody is there to be told.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprint!("{}", usage(&error, std::env::args_os().filter_map(|argument| argument.into_string().ok())));
+            return ExitCode::from(Exit::Usage as u8);
         }
     };
     match run(arguments) {
@@ -69,11 +80,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is wrong with the arguments. It repeats them, and a script may have been given them by anybody.
+fn usage(error: &clap::Error, arguments: impl Iterator<Item = String>) -> String {
+    let told = error.render().to_string();
+    let told = arguments.fold(told, |told, argument| match printable::line(&argument) {
+        Cow::Owned(shown) => told.replace(&argument, &shown),
+        Cow::Borrowed(_) => told,
+    });
+    printable::lines(&told).into_owned()
+}
+
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { config, socket, json, command } = arguments;
     match command {
         Command::Serve => serve(config.as_deref(), socket),
-        Command::CheckConfig => setup::check(&load(config.as_deref(), socket)?, json),
+        Command::CheckConfig => {
+            let doubts = doubts(config.as_deref());
+            setup::check(&load(config.as_deref(), socket)?, &doubts, &mut Output::new(json), json)
+        }
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Keygen(arguments) => setup::keygen(&arguments),
         Command::Dev => client::dev::dev(),
@@ -81,10 +105,16 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             client::backup::restore_registry(&named(config.as_deref(), socket)?, &mut Output::new(json), &arguments)
         }
         Command::Restore(arguments) => {
+            umask(PRIVATE);
             let data_dir = load(config.as_deref(), socket)?.data_dir;
+            // It may tell root where to write.
+            doubts(config.as_deref()).iter().for_each(|doubt| note(format_args!("fanfare: {doubt}")));
             client::backup::restore(&data_dir, &mut Output::new(json), &arguments)
         }
-        Command::Client(command) => client::run(&named(config.as_deref(), socket)?, json, &command),
+        Command::Client(command) => {
+            let data_dir = || client::data_dir(config.as_deref().unwrap_or(Path::new(CONFIGURATION)), config.is_some());
+            client::run(&named(config.as_deref(), socket)?, &data_dir, json, &command)
+        }
     }
 }
 
@@ -96,9 +126,7 @@ fn named(config: Option<&Path>, socket: Option<PathBuf>) -> Result<PathBuf, Fail
 /// The configuration from `file`, or from where it lies by convention, and the environment. A daemon configured by the environment
 /// alone needs no file.
 fn load(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure> {
-    // Where it cannot be told whether there is one, reading it says why.
-    let conventional = Path::new(CONFIGURATION);
-    let file = file.or_else(|| (!matches!(conventional.try_exists(), Ok(false))).then_some(conventional));
+    let file = chosen(file);
     let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut config = Config::load(file, environment).map_err(|problems| {
         let exit = match &problems {
@@ -113,11 +141,26 @@ fn load(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure>
     Ok(config)
 }
 
+/// The configuration that was named, or the one where it lies by convention. Where it cannot be told whether there is one, reading it
+/// says why.
+fn chosen(named: Option<&Path>) -> Option<&Path> {
+    let conventional = Path::new(CONFIGURATION);
+    named.or_else(|| (!matches!(conventional.try_exists(), Ok(false))).then_some(conventional))
+}
+
+/// Who else could change the configuration, a sentence each.
+fn doubts(file: Option<&Path>) -> Vec<String> {
+    chosen(file).map(|file| config::doubts(file, None)).unwrap_or_default()
+}
+
 /// Runs the daemon; at SIGHUP it reads the same file and environment again.
 fn serve(file: Option<&Path>, socket: Option<PathBuf>) -> Result<(), Failure> {
+    // Before anything is made: nobody but this user reads or writes it. A socket gets its own mode.
+    umask(PRIVATE);
     let config = load(file, socket.clone())?;
     log();
-    for warning in config.warnings() {
+    let doubts: BTreeSet<String> = doubts(file).into_iter().chain(config.doubts(None)).collect();
+    for warning in config.warnings().into_iter().chain(doubts) {
         tracing::warn!("{warning}");
     }
     let reload = || load(file, socket.clone()).map_err(|failure| failure.message);
@@ -134,10 +177,29 @@ fn log() {
         .into_iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, tracing_subscriber::EnvFilter::add_directive);
+    let coloured = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        .with_writer(move || LogLines { to: std::io::stderr(), coloured })
+        .with_ansi(coloured);
     if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_argument_is_repeated_as_text_only() {
+        let hostile = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}\nfanfare: done";
+        for arguments in
+            [vec!["fanfare", hostile], vec!["fanfare", "status", "A", hostile], vec!["fanfare", "send", "--ttl", hostile]]
+        {
+            let error = Arguments::try_parse_from(&arguments).expect_err("it is wrong");
+            let told = usage(&error, arguments.iter().map(|argument| (*argument).to_owned()));
+            assert!(!told.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{told:?}");
+            assert!(told.contains(r"\u001b]0;owned") && !told.contains("\nfanfare: done"), "{told}");
+        }
+    }
 }

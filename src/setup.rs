@@ -3,21 +3,24 @@
 //! Nothing that exists is ever overwritten: a VAPID key that is lost loses every subscription made with it. What is there already is
 //! left as it is and named, so `setup` may be run again at any time. Private keys are written 0600 and never shown.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use nix::unistd::{Gid, Group, Uid, User, chown, geteuid};
+use nix::fcntl::OFlag;
+use nix::unistd::{Gid, Group, Uid, User, fchown, geteuid};
 use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use crate::client::output::{Output, note};
 use crate::config::Config;
 use crate::encrypt::key::{ImportError, KeyFileError, SigningKey};
 use crate::exit::{Exit, Failure};
+use crate::printable;
 
 /// Where keys and configuration live.
 const CONFIGURATION_DIR: &str = "etc/fanfare";
@@ -63,11 +66,11 @@ pub fn setup(arguments: &Setup) -> Result<(), Failure> {
             return Err(exists(&key_file));
         }
         kept(&key_file);
-        SigningKey::read(&key_file).map_err(|error| key_failure(&key_file, &error))?
+        let daemon = owner.map(|(user, _)| user.as_raw());
+        SigningKey::read_for(&key_file, daemon).map_err(|error| key_failure(&key_file, &error))?
     } else {
         let key = if arguments.import { imported(None)? } else { SigningKey::generate() };
-        write_key(&key, &key_file)?;
-        own(&key_file, owner)?;
+        own(&write_key(&key, &key_file)?, &key_file, owner)?;
         made(&key_file);
         key
     };
@@ -134,11 +137,11 @@ fn make_user() {
 }
 
 fn made(path: &Path) {
-    println!("made {}", path.display());
+    println!("made {}", printable::path(path));
 }
 
 fn kept(path: &Path) {
-    println!("kept {}, which was there", path.display());
+    println!("kept {}, which was there", printable::path(path));
 }
 
 fn directory(path: &Path, mode: u32, owner: Option<(Uid, Gid)>) -> Result<(), Failure> {
@@ -146,14 +149,16 @@ fn directory(path: &Path, mode: u32, owner: Option<(Uid, Gid)>) -> Result<(), Fa
         kept(path);
         return Ok(());
     }
-    let cannot = |error: &io::Error| as_root(Failure::io(format_args!("cannot make {}", path.display()), error));
+    let cannot = |error: &io::Error| as_root(Failure::io(format_args!("cannot make {}", printable::path(path)), error));
     if let Some(parent) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(|error| cannot(&error))?;
     }
     DirBuilder::new().mode(mode).create(path).map_err(|error| cannot(&error))?;
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let directory = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(|error| cannot(&error))?;
     // The umask may have taken bits away.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| cannot(&error))?;
-    own(path, owner)?;
+    directory.set_permissions(fs::Permissions::from_mode(mode)).map_err(|error| cannot(&error))?;
+    own(&directory, path, owner)?;
     made(path);
     Ok(())
 }
@@ -168,15 +173,16 @@ fn new_file(path: &Path, mode: u32, text: &str) -> Result<(), Failure> {
     match written {
         Ok(()) => made(path),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => kept(path),
-        Err(error) => return Err(as_root(Failure::io(format_args!("cannot write {}", path.display()), &error))),
+        Err(error) => return Err(as_root(Failure::io(format_args!("cannot write {}", printable::path(path)), &error))),
     }
     Ok(())
 }
 
-fn own(path: &Path, owner: Option<(Uid, Gid)>) -> Result<(), Failure> {
+/// By the open file: the name may be another's by now.
+fn own(file: &File, path: &Path, owner: Option<(Uid, Gid)>) -> Result<(), Failure> {
     let Some((user, group)) = owner else { return Ok(()) };
-    chown(path, Some(user), Some(group))
-        .map_err(|error| Failure::io(format_args!("cannot give {} to {USER}", path.display()), &error.into()))
+    fchown(file, Some(user), Some(group))
+        .map_err(|error| Failure::io(format_args!("cannot give {} to {USER}", printable::path(path)), &error.into()))
 }
 
 fn as_root(mut failure: Failure) -> Failure {
@@ -258,7 +264,8 @@ pub struct Keygen {
 pub fn keygen(arguments: &Keygen) -> Result<(), Failure> {
     let key = if arguments.import { imported(arguments.pair.as_deref())? } else { SigningKey::generate() };
     write_key(&key, &arguments.out)?;
-    eprintln!("made {}: keep a copy where it is safe, for without it every subscription is lost", arguments.out.display());
+    let file = printable::path(&arguments.out);
+    eprintln!("made {file}: keep a copy where it is safe, for without it every subscription is lost");
     println!("{}", key.public_key_base64url());
     Ok(())
 }
@@ -295,10 +302,10 @@ fn imported(pair: Option<&[String]>) -> Result<SigningKey, Failure> {
     SigningKey::import(Some(&pair.public_key), &Zeroizing::new(pair.private_key)).map_err(not_taken)
 }
 
-fn write_key(key: &SigningKey, path: &Path) -> Result<(), Failure> {
+fn write_key(key: &SigningKey, path: &Path) -> Result<File, Failure> {
     key.write_new(path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => exists(path),
-        _ => as_root(Failure::io(format_args!("cannot write {}", path.display()), &error)),
+        _ => as_root(Failure::io(format_args!("cannot write {}", printable::path(path)), &error)),
     })
 }
 
@@ -308,44 +315,52 @@ fn exists(path: &Path) -> Failure {
         format!(
             "{} exists, and a key is never overwritten: without it its subscriptions are lost. `fanfare keygen --out FILE` makes \
              another, which `vapid_keys` can name beside it",
-            path.display()
+            printable::path(path)
         ),
     )
 }
 
 fn key_failure(path: &Path, error: &KeyFileError) -> Failure {
     let (exit, advice) = match error {
-        KeyFileError::TooOpen { .. } => (Exit::Permission, format!(": chmod 600 {}", path.display())),
+        KeyFileError::TooOpen { .. } => (Exit::Permission, format!(": chmod 600 {}", printable::path(path))),
+        KeyFileError::NotOurs { .. } => (Exit::Permission, format!(": chown {USER} {}", printable::path(path))),
         KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             (Exit::Permission, format!(". It is for the user `{USER}`: run this as root, or with `sudo -u {USER}`"))
         }
         KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::NotFound => {
-            (Exit::Configuration, format!(": `fanfare keygen --out {}` makes one", path.display()))
+            (Exit::Configuration, format!(": `fanfare keygen --out {}` makes one", printable::path(path)))
         }
         _ => (Exit::Configuration, String::new()),
     };
-    Failure::new(exit, format!("the key file {} {error}{advice}", path.display()))
+    Failure::new(exit, format!("the key file {} {error}{advice}", printable::path(path)))
 }
 
 /// `fanfare check-config`, after the configuration itself was found good: reads every key, and shows each app's public key.
-/// Everything that is wrong is told at once; exit 77 if the rights on a key file are part of it, else 78.
-pub fn check(config: &Config, json: bool) -> Result<(), Failure> {
-    config.warnings().iter().for_each(|warning| eprintln!("fanfare: {warning}"));
+/// Everything that is wrong is told at once; exit 77 if the rights on a key file are part of it, else 78. `doubts` are those about
+/// the configuration's file.
+pub fn check(config: &Config, doubts: &[String], output: &mut Output, json: bool) -> Result<(), Failure> {
+    // Root looks for whoever will run the daemon.
+    let daemon = geteuid().is_root().then(|| config.data_dir.metadata().ok().map(|directory| directory.uid())).flatten();
+    let of_others = config.doubts(daemon).into_iter().filter(|doubt| !doubts.contains(doubt));
+    let warnings = config.warnings().into_iter().chain(doubts.iter().cloned()).chain(of_others);
+    warnings.for_each(|warning| note(format_args!("fanfare: {}", printable::line(&warning))));
     let mut problems: Vec<Failure> = Vec::new();
     for (name, app) in &config.apps {
         for (place, file) in app.vapid_keys.iter().enumerate() {
-            match SigningKey::read(file) {
-                Err(error) => problems.push(key_failure(file, &error)),
-                Ok(key) if json => println!(
-                    "{}",
-                    json!({"app": name, "public_key": key.public_key_base64url(), "file": file, "subject": app.subject, "given_to_pages": place == 0})
-                ),
-                Ok(key) => println!(
-                    "app {name}: public key {} ({}{})",
-                    key.public_key_base64url(),
-                    file.display(),
-                    if place == 0 { ", given to pages" } else { ", still signs" }
-                ),
+            let key = match SigningKey::read_for(file, daemon) {
+                Ok(key) => key.public_key_base64url(),
+                Err(error) => {
+                    problems.push(key_failure(file, &error));
+                    continue;
+                }
+            };
+            if json {
+                let told =
+                    json!({"app": name, "public_key": key, "file": file, "subject": app.subject, "given_to_pages": place == 0});
+                output.line(&told.to_string())?;
+            } else {
+                let given = if place == 0 { ", given to pages" } else { ", still signs" };
+                println!("app {name}: public key {key} ({}{given})", printable::path(file));
             }
         }
     }

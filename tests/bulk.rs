@@ -362,10 +362,52 @@ fn a_backup_stays_where_it_is_unless_told() {
     registry.state().backup = Some(json!({"ok": true, "name": "x", "path": "/var/lib/fanfare/backups/x", "bytes": 7}));
     let output = registry.run(&["backup"]);
     assert_eq!((code(&output), last(&output)["bytes"].as_u64()), (0, Some(7)), "{}", stderr(&output));
-    registry.state().backup = Some(json!({"ok": true, "name": "x", "path": registry.path("gone"), "bytes": 7}));
+    registry.state().backup = Some(json!({"ok": true, "name": "x", "path": registry.path("data/backups/x"), "bytes": 7}));
     let gone = registry.run(&["backup", "--to", &registry.path("x.tar")]);
     assert_eq!(code(&gone), 74, "{}", stderr(&gone));
     assert!(!Path::new(&registry.path("x.tar")).exists());
+}
+
+#[test]
+fn what_a_reply_names_is_taken_away_only_if_it_is_a_backup_of_this_store() {
+    let registry = Registry::start(Play::default());
+    let store = open_store(&registry.directory.path().join("data"));
+    let made = store.backup("one").expect("a backup").path;
+    // Not a backup; a backup elsewhere; a link to it among the backups; something else beside a backup's files.
+    let photos = registry.directory.path().join("photos");
+    fs::create_dir(&photos).expect("writable");
+    fs::write(photos.join("holiday.jpg"), "precious").expect("writable");
+    let elsewhere = registry.directory.path().join("elsewhere");
+    fs::rename(store.backup("moved").expect("a backup").path, &elsewhere).expect("ours");
+    let link = made.with_file_name("link");
+    std::os::unix::fs::symlink(&elsewhere, &link).expect("ours");
+    let odd = store.backup("odd").expect("a backup").path;
+    fs::write(odd.join("holiday.jpg"), "precious").expect("writable");
+    fs::create_dir(made.with_file_name("photos")).expect("writable");
+    fs::write(made.with_file_name("photos").join("holiday.jpg"), "precious").expect("writable");
+    drop(store);
+    for (name, path, exit) in [
+        ("photos", photos.clone(), 78),
+        ("elsewhere", elsewhere.clone(), 78),
+        ("../../photos", made.with_file_name("../../photos"), 78),
+        ("..", made.with_file_name(".."), 78),
+        ("one", photos.clone(), 78),
+        ("link", link, 74),
+        ("photos", made.with_file_name("photos"), 64),
+    ] {
+        registry.state().backup = Some(json!({"ok": true, "name": name, "path": path, "bytes": 7}));
+        let output = registry.run(&["backup", "--to", &registry.path("x.tar")]);
+        assert_eq!(code(&output), exit, "{name}: {}", stderr(&output));
+        assert!(!Path::new(&registry.path("x.tar")).exists(), "{name}");
+    }
+    assert!(photos.join("holiday.jpg").exists() && elsewhere.join("FROM_BACKUP").exists() && made.join("CURRENT").exists());
+    assert!(made.with_file_name("photos").join("holiday.jpg").exists());
+    // It is archived, and what is not its own stays.
+    registry.state().backup = Some(json!({"ok": true, "name": "odd", "path": odd, "bytes": 7}));
+    let output = registry.run(&["backup", "--to", &registry.path("odd.tar")]);
+    assert_eq!(code(&output), 74, "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot remove"), "{}", stderr(&output));
+    assert!(odd.join("holiday.jpg").exists() && Path::new(&registry.path("odd.tar")).exists());
 }
 
 #[test]
@@ -532,7 +574,9 @@ impl Registry {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        fanfare(&[&["--socket", self.socket.to_str().expect("text")], arguments].concat())
+        let mut command = fanfare(&[&["--socket", self.socket.to_str().expect("text")], arguments].concat());
+        command.env("FANFARE__DATA_DIR", self.path("data"));
+        command
     }
 
     fn run(&self, arguments: &[&str]) -> Output {

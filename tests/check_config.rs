@@ -1,7 +1,7 @@
 //! `fanfare check-config`: every problem at once, each app's public key, and the exit codes that keep systemd from trying again.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -59,6 +59,39 @@ fn a_key_that_others_can_read_exits_77_and_a_missing_one_78() {
     let (code, _, stderr) = check(directory.path(), &text);
     assert_eq!(code, Some(78), "{stderr}");
     assert!(stderr.contains("keygen"), "it says how to make one: {stderr}");
+}
+
+#[test]
+fn what_others_can_change_is_warned_of_and_a_stranger_s_key_exits_77() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (file, _) = key(directory.path());
+    let text = format!("[apps.default]\nvapid_keys = [\"{file}\"]\nsubject = \"mailto:ops@fanfare.dev\"\n");
+    let (code, _, stderr) = check(directory.path(), &text);
+    assert_eq!((code, &*stderr), (Some(0), ""));
+    let configuration = directory.path().join("fanfare.toml");
+    for (path, mode) in [(configuration.as_path(), 0o646), (directory.path(), 0o770)] {
+        let before = path.metadata().expect("ours").permissions();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+        let (code, _, stderr) = check(directory.path(), &text);
+        assert_eq!(code, Some(0), "{stderr}");
+        assert_eq!(stderr.matches("can be changed by its group or by others").count(), 1, "{stderr}");
+        assert!(stderr.contains(&format!("mode {mode:04o}")), "{stderr}");
+        fs::set_permissions(path, before).expect("ours");
+    }
+    if directory.path().metadata().expect("ours").uid() != 0 {
+        println!("SKIPPED: only root can give a file away");
+        return;
+    }
+    std::os::unix::fs::chown(&file, Some(65_534), None).expect("root may");
+    let (code, _, stderr) = check(directory.path(), &text);
+    assert_eq!(code, Some(77), "{stderr}");
+    assert!(stderr.contains("belongs to the user 65534"), "{stderr}");
+    // Unless it is the user that will run the daemon.
+    let data_dir = directory.path().join("data");
+    fs::create_dir(&data_dir).expect("writable");
+    std::os::unix::fs::chown(&data_dir, Some(65_534), None).expect("root may");
+    let (code, _, stderr) = check(directory.path(), &format!("data_dir = \"{}\"\n{text}", data_dir.display()));
+    assert_eq!(code, Some(0), "{stderr}");
 }
 
 #[test]

@@ -3,21 +3,26 @@
 //! Whatever goes wrong here becomes a [`Failure`] that says what to do: who may use the socket, whether the daemon runs, whether
 //! the same command can succeed later. A reply that carries `"ok":false` is no failure of the connection: it is a [`Refusal`].
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::{Gid, Group, Uid, User, geteuid};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::exit::{Exit, Failure};
+use crate::printable::{self, line};
 
 /// A daemon that has not answered for this long is not going to: an acknowledgement takes milliseconds, and a busy daemon says
 /// `overloaded` within a second.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Bytes of a reply. The longest honest one is `stats` by day and label over all its days: 400,000 elements of some 300 bytes.
+const REPLY_MAX: u64 = 256 * 1024 * 1024;
 
 /// A connection to the daemon.
 pub struct Connection {
@@ -56,13 +61,30 @@ impl Connection {
 
     /// Reads one line. Exit 75 if the connection ends before it: the request may or may not have been taken.
     pub fn receive(&mut self) -> Result<Reply, Failure> {
-        let mut line = String::new();
-        let read = self.stream.read_line(&mut line).map_err(lost)?;
-        if read == 0 || !line.ends_with('\n') {
-            return Err(lost(io::ErrorKind::UnexpectedEof.into()));
-        }
+        let mut line = Vec::new();
+        read_line(&mut self.stream, &mut line, REPLY_MAX)?;
+        let mut line = String::from_utf8(line).map_err(|_| not_ours())?;
         line.truncate(line.trim_end().len());
         Reply::parse(line)
+    }
+
+    /// Looks who listens at the other end, before something is done to files because of what it says. Exit 77 unless that is root, this
+    /// user, or whom `data_dir` belongs to: anybody can make a socket.
+    pub fn served_by_owner_of(&self, data_dir: &Path) -> Result<(), Failure> {
+        let peer = getsockopt(self.stream.get_ref(), sockopt::PeerCredentials)
+            .map_err(|error| Failure::io("cannot find out who serves the socket", &error.into()))?
+            .uid();
+        let owner = data_dir.metadata().ok().map(|directory| directory.uid());
+        if peer == 0 || peer == geteuid().as_raw() || Some(peer) == owner {
+            return Ok(());
+        }
+        let message = format!(
+            "the socket is served by the user `{}`, who is neither root nor the owner of {}: nothing was asked for. If that is the \
+             daemon, name its configuration with `--config FILE`",
+            user_name(peer),
+            printable::path(data_dir)
+        );
+        Err(Failure::new(Exit::Permission, message))
     }
 
     /// Sends `request` and waits for its reply, which is a failure unless it says `"ok":true`.
@@ -70,6 +92,24 @@ impl Connection {
         self.send(&request.to_string())?;
         Ok(self.receive()?.good()?)
     }
+}
+
+/// Reads a line with its newline behind what is in `line`. Exit 74 if it has more than `max` bytes, 75 if the connection ends before
+/// its end.
+pub fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>, max: u64) -> Result<(), Failure> {
+    let read = from.take(max).read_until(b'\n', line).map_err(lost)?;
+    match line.last() {
+        Some(b'\n') if read > 0 => Ok(()),
+        _ if read as u64 == max => Err(Failure::new(
+            Exit::Io,
+            format!("a line from the other side of the socket has more than {max} bytes: no reply is as long"),
+        )),
+        _ => Err(lost(io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+fn not_ours() -> Failure {
+    Failure::new(Exit::Io, "the other side of the socket does not speak Fanfare's protocol: is it the right socket?")
 }
 
 /// A line from the daemon, as it came and taken apart.
@@ -86,10 +126,7 @@ impl Reply {
     pub fn parse(line: String) -> Result<Reply, Failure> {
         match serde_json::from_str(&line) {
             Ok(Value::Object(members)) => Ok(Reply { line, members }),
-            _ => Err(Failure::new(
-                Exit::Io,
-                "the other side of the socket does not speak Fanfare's protocol: is it the right socket?",
-            )),
+            _ => Err(not_ours()),
         }
     }
 
@@ -167,12 +204,13 @@ impl Refusal {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
-        let field = refusal.field.as_deref().map(|field| format!(" ({field})")).unwrap_or_default();
+        // Code, field and message repeat what somebody else made up: the name of an attribute, a label.
+        let field = refusal.field.as_deref().map(|field| format!(" ({})", line(field))).unwrap_or_default();
         let later = match refusal.retry_after {
             Some(seconds) => format!("; try again after {seconds} s"),
             None => String::new(),
         };
-        Failure::new(refusal.exit(), format!("{}{field}: {}{later}", refusal.code, refusal.message))
+        Failure::new(refusal.exit(), format!("{}{field}: {}{later}", line(&refusal.code), line(&refusal.message)))
     }
 }
 
@@ -191,7 +229,7 @@ fn lost(error: io::Error) -> Failure {
 }
 
 fn not_connected(path: &Path, error: &io::Error) -> Failure {
-    let shown = path.display();
+    let shown = printable::path(path);
     match error.kind() {
         io::ErrorKind::NotFound => Failure::new(
             Exit::Unavailable,
@@ -219,16 +257,42 @@ fn who_may_use(path: &Path) -> String {
     let Ok(socket) = path.metadata() else {
         return "Its directory is not open to this user".to_owned();
     };
-    let user = User::from_uid(Uid::from_raw(socket.uid())).ok().flatten().map_or(socket.uid().to_string(), |user| user.name);
+    let user = user_name(socket.uid());
     let group = Group::from_gid(Gid::from_raw(socket.gid())).ok().flatten().map_or(socket.gid().to_string(), |group| group.name);
     format!(
         "It is for the user `{user}` and the group `{group}`: join the group with `sudo usermod -aG {group} $USER` and log in again"
     )
 }
 
+/// The user's name, or his number where he has none.
+pub fn user_name(uid: u32) -> String {
+    User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or(uid.to_string(), |user| user.name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_without_end_is_not_read_to_its_end() {
+        let read = |text: &'static str| {
+            let mut line = Vec::new();
+            read_line(&mut text.as_bytes(), &mut line, 8).map(|()| line).map_err(|failure| failure.exit)
+        };
+        assert_eq!(read("{\"a\":1}\n{}"), Err(Exit::Io));
+        assert_eq!(read("{\"a\":}\n{}"), Ok(b"{\"a\":}\n".to_vec()));
+        assert_eq!(read("{\"a\":"), Err(Exit::Temporary));
+        assert_eq!(read(""), Err(Exit::Temporary));
+    }
+
+    #[test]
+    fn a_refusal_repeats_what_a_stranger_wrote_as_text_only() {
+        let hostile = "attributes.\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}\nfanfare: done";
+        let line = serde_json::json!({"ok": false, "error": {"code": hostile, "field": hostile, "message": hostile}}).to_string();
+        let failure = Failure::from(Reply::parse(line).expect("an object").good().expect_err("it says no"));
+        assert!(!failure.message.contains(|c: char| c.is_control() || c == '\u{202e}'), "{:?}", failure.message);
+        assert_eq!(failure.message.matches("attributes.\\u001b]0;owned").count(), 3, "{}", failure.message);
+    }
 
     fn refusal(code: &str) -> Refusal {
         let line = format!(r#"{{"id":1,"ok":false,"error":{{"code":"{code}","field":"to","message":"why","retry_after":2}}}}"#);

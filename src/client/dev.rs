@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::client::connection::Connection;
 use crate::encrypt::key::SigningKey;
 use crate::exit::{Exit, Failure};
+use crate::printable;
 
 /// A daemon that has not opened its socket by then says why on standard error, or hangs.
 const START: Duration = Duration::from_secs(60);
@@ -36,7 +37,7 @@ pub fn dev() -> Result<(), Failure> {
             Exit::Unavailable,
             format!(
                 "there is no {}: the mock push service is built with `cargo build --release --workspace`",
-                mock_program.display()
+                printable::path(&mock_program)
             ),
         ));
     }
@@ -59,7 +60,7 @@ pub fn dev() -> Result<(), Failure> {
 
     let key = SigningKey::generate();
     let key_file = directory.file("vapid.pem");
-    key.write_new(&key_file).map_err(|error| Failure::io(format_args!("cannot write {}", key_file.display()), &error))?;
+    key.write_new(&key_file).map_err(|error| Failure::io(format_args!("cannot write {}", printable::path(&key_file)), &error))?;
     let configuration = directory.file("fanfare.toml");
     let metrics = free_port()?;
     directory.write(&configuration, &settings(&directory, push, metrics))?;
@@ -138,10 +139,10 @@ fn introduce(
     subscriptions: &[Value],
     files: &[PathBuf],
 ) {
-    let program = program.display();
-    let socket = socket.display();
+    let program = printable::path(program);
+    let socket = printable::path(socket);
     println!("socket          {socket}");
-    println!("configuration   {}", configuration.display());
+    println!("configuration   {}", printable::path(configuration));
     println!("public key      {public_key}");
     println!("mock's control  http://127.0.0.1:{admin}");
     println!("metrics         http://127.0.0.1:{metrics}/metrics");
@@ -149,7 +150,7 @@ fn introduce(
     subscriptions.iter().for_each(|subscription| println!("{subscription}"));
     if let Some(file) = files.first() {
         println!("\nTo try it, in another terminal:");
-        println!("  {program} --socket {socket} send --to {} --payload hello", file.display());
+        println!("  {program} --socket {socket} send --to {} --payload hello", printable::path(file));
         println!("  {program} --socket {socket} events --follow");
     }
     if let Some(subscription) = subscriptions.first() {
@@ -173,7 +174,7 @@ impl Directory {
         DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .map_err(|error| Failure::io(format_args!("cannot make {}", path.display()), &error))?;
+            .map_err(|error| Failure::io(format_args!("cannot make {}", printable::path(&path)), &error))?;
         Ok(Directory(path))
     }
 
@@ -182,14 +183,14 @@ impl Directory {
     }
 
     fn write(&self, path: &Path, text: &str) -> Result<(), Failure> {
-        fs::write(path, text).map_err(|error| Failure::io(format_args!("cannot write {}", path.display()), &error))
+        fs::write(path, text).map_err(|error| Failure::io(format_args!("cannot write {}", printable::path(path)), &error))
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("fanfare: cannot remove {}: {error}", self.0.display());
+            eprintln!("fanfare: cannot remove {}: {error}", printable::path(&self.0));
         }
     }
 }

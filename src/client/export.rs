@@ -4,10 +4,8 @@
 //! it is whole. It shows the registry page by page, not at one moment: who comes or goes meanwhile may be in it or not.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -16,11 +14,13 @@ use serde_json::{Map, Value, json};
 
 use crate::client::arguments::Export;
 use crate::client::connection::{Connection, Reply};
-use crate::client::output::Output;
+use crate::client::new_file::NewFile;
+use crate::client::output::{Output, note};
 use crate::client::pages::{self, Page};
 use crate::client::send::{is_dash, style};
 use crate::exit::{Exit, Failure};
 use crate::ingest::json::{Members, Value as Json, read_line, write_compact};
+use crate::printable;
 
 /// Members of a line, in this order; the others that the daemon tells are found out anew.
 const MEMBERS: &[&str] = &["app", "account", "name", "user_agent", "scopes", "tags", "attributes", "enabled", "created", "seen"];
@@ -101,7 +101,7 @@ pub fn export(socket: &Path, output: &mut Output, arguments: &Export) -> Result<
     target.finish()?;
     if is_dash(&arguments.file) {
         let off = if accounts > 0 { format!(", {accounts} accounts that are switched off") } else { String::new() };
-        eprintln!("{} subscriptions{off}", written.count);
+        note(format_args!("{} subscriptions{off}", written.count));
         return Ok(());
     }
     let summary = json!({
@@ -174,27 +174,15 @@ pub struct Target {
     file: Option<NewFile>,
 }
 
-/// A file under another name, which is removed unless it gets its own.
-struct NewFile {
-    file: File,
-    new: PathBuf,
-    path: PathBuf,
-    whole: bool,
-}
-
 impl Target {
     /// `-` is standard output.
     pub fn open(path: &Path) -> Result<Target, Failure> {
         if is_dash(path) {
             return Ok(Target { to: BufWriter::with_capacity(256 * 1024, Box::new(io::stdout())), file: None });
         }
-        let failed = |error: io::Error| Failure::io(format_args!("cannot write {}", path.display()), &error);
-        let mut new = path.as_os_str().to_owned();
-        new.push(format!(".new-{}", std::process::id()));
-        let new = PathBuf::from(new);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
-        let copy = file.try_clone().map_err(failed)?;
-        let file = NewFile { file, new, path: path.to_owned(), whole: false };
+        let failed = |error: io::Error| Failure::io(format_args!("cannot write {}", printable::path(path)), &error);
+        let file = NewFile::make(path).map_err(failed)?;
+        let copy = file.file.try_clone().map_err(failed)?;
         Ok(Target { to: BufWriter::with_capacity(256 * 1024, Box::new(copy)), file: Some(file) })
     }
 
@@ -211,9 +199,12 @@ impl Target {
     pub fn finish(mut self) -> Result<(), Failure> {
         self.to.flush().map_err(|error| self.failed(&error))?;
         if let Some(file) = &mut self.file {
-            let named = file.file.sync_all().and_then(|()| fs::rename(&file.new, &file.path));
-            file.whole = named.is_ok();
-            return named.map_err(|error| self.failed(&error));
+            // A device cannot be synced, and need not be.
+            let synced = match file.file.sync_all() {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                other => other,
+            };
+            return synced.and_then(|()| file.rename()).map_err(|error| self.failed(&error));
         }
         Ok(())
     }
@@ -223,21 +214,15 @@ impl Target {
         match &self.file {
             None if error.kind() == io::ErrorKind::BrokenPipe => Failure::new(Exit::Done, ""),
             None => Failure::io("cannot write to standard output", error),
-            Some(file) => Failure::io(format_args!("cannot write {}", file.path.display()), error),
-        }
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if !self.whole {
-            let _removed = fs::remove_file(&self.new);
+            Some(file) => Failure::io(format_args!("cannot write {}", printable::path(file.path())), error),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

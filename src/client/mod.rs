@@ -9,6 +9,7 @@ pub mod connection;
 pub mod dev;
 pub mod export;
 pub mod import;
+pub mod new_file;
 pub mod output;
 pub mod pages;
 pub mod recipients;
@@ -24,12 +25,15 @@ use self::arguments::{Command, Switch};
 use self::connection::Connection;
 use self::output::Output;
 use crate::exit::{Exit, Failure};
+use crate::printable;
 
 /// Where the daemon listens unless it is told otherwise.
 pub const SOCKET: &str = "/run/fanfare/fanfare.sock";
+/// Where its store lies unless it is told otherwise.
+const DATA_DIR: &str = "/var/lib/fanfare";
 
-/// Runs one client command against the daemon at `socket`.
-pub fn run(socket: &Path, json: bool, command: &Command) -> Result<(), Failure> {
+/// Runs one client command against the daemon at `socket`. `data_dir` finds out where its store lies, for the one that must know.
+pub fn run(socket: &Path, data_dir: &dyn Fn() -> Result<PathBuf, Failure>, json: bool, command: &Command) -> Result<(), Failure> {
     let mut output = Output::new(json);
     let output = &mut output;
     match command {
@@ -68,7 +72,7 @@ pub fn run(socket: &Path, json: bool, command: &Command) -> Result<(), Failure> 
         Command::Erase(arguments) => ask(socket, output, &arguments.request().into()),
         Command::Import(arguments) => import::import(socket, output, arguments),
         Command::Export(arguments) => export::export(socket, output, arguments),
-        Command::Backup(arguments) => backup::backup(socket, output, arguments),
+        Command::Backup(arguments) => backup::backup(socket, data_dir, output, arguments),
         Command::Ping => ask(socket, output, &json!({"op": "ping"})),
         Command::VapidPublicKey(arguments) => ask(socket, output, &arguments.request()),
         Command::Drain(arguments) => ask(socket, output, &json!({"op": "drain", "on": arguments.switch == Switch::On})),
@@ -141,18 +145,27 @@ fn ask(socket: &Path, output: &mut Output, request: &Value) -> Result<(), Failur
 /// Only this one key is read. A client command works for whoever may use the socket, and has no business failing over a key file or
 /// an app that it cannot see.
 pub fn socket(named: Option<PathBuf>, file: &Path, explicit: bool) -> Result<PathBuf, Failure> {
-    if let Some(named) = named {
-        return Ok(named);
+    match named {
+        Some(named) => Ok(named),
+        None => setting("ingest.socket", "FANFARE__INGEST__SOCKET", SOCKET, file, explicit),
     }
-    if let Some(path) = std::env::var_os("FANFARE__INGEST__SOCKET") {
+}
+
+/// Where the daemon's store lies, found as the socket is.
+pub fn data_dir(file: &Path, explicit: bool) -> Result<PathBuf, Failure> {
+    setting("data_dir", "FANFARE__DATA_DIR", DATA_DIR, file, explicit)
+}
+
+fn setting(key: &str, variable: &str, default: &str, file: &Path, explicit: bool) -> Result<PathBuf, Failure> {
+    if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }
     let read = config::Config::builder().add_source(config::File::from(file).format(config::FileFormat::Toml)).build();
     match read {
-        Ok(settings) => Ok(settings.get_string("ingest.socket").unwrap_or_else(|_| SOCKET.to_owned()).into()),
+        Ok(settings) => Ok(settings.get_string(key).unwrap_or_else(|_| default.to_owned()).into()),
         Err(error) if explicit => {
-            Err(Failure::new(Exit::Configuration, format!("cannot read the configuration {}: {error}", file.display())))
+            Err(Failure::new(Exit::Configuration, format!("cannot read the configuration {}: {error}", printable::path(file))))
         }
-        Err(_) => Ok(SOCKET.into()),
+        Err(_) => Ok(default.into()),
     }
 }

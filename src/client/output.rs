@@ -1,8 +1,9 @@
 //! What a person or a program reads: a table on a terminal, JSON lines otherwise.
 //!
-//! JSON is shown as the daemon wrote it. Text in a table comes from applications (labels, references), so control characters are
-//! replaced before they reach a terminal.
+//! JSON is handed to a program as the daemon wrote it. Text comes from applications and from their visitors (labels, references, names
+//! of attributes): whatever reaches a terminal goes through [`printable`] in [`Output::line`] or [`note`].
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
@@ -11,17 +12,25 @@ use serde_json::value::RawValue;
 
 use crate::client::connection::Reply;
 use crate::exit::{Exit, Failure};
+use crate::printable;
 
 /// Standard output.
 pub struct Output {
     json: bool,
+    terminal: bool,
     to: Box<dyn Write>,
+}
+
+/// Says something beside the output, on standard error.
+pub fn note(text: impl Display) {
+    eprintln!("{}", printable::lines(&text.to_string()));
 }
 
 impl Output {
     /// JSON if the user asked for it or standard output is no terminal.
     pub fn new(json: bool) -> Output {
-        Output { json: json || !io::stdout().is_terminal(), to: Box::new(io::stdout().lock()) }
+        let terminal = io::stdout().is_terminal();
+        Output { json: json || !terminal, terminal, to: Box::new(io::stdout().lock()) }
     }
 
     /// Whether a program reads.
@@ -29,8 +38,13 @@ impl Output {
         self.json
     }
 
-    /// One line. Exit 0 if the reader has gone, 74 if writing fails otherwise.
+    /// One line of JSON, or what is shown instead. Exit 0 if the reader has gone, 74 if writing fails otherwise.
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
+        let text = match (self.json, self.terminal) {
+            (true, false) => text.into(),
+            (true, true) => printable::json(text),
+            (false, _) => printable::lines(text),
+        };
         writeln!(self.to, "{text}").and_then(|()| self.to.flush()).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Failure::new(Exit::Done, ""),
             _ => Failure::io("cannot write to standard output", &error),
@@ -56,7 +70,7 @@ impl Output {
         own.sort_by_key(|(name, _)| (rank(name, first), name.clone()));
         let mut table = table();
         for (name, value) in own.iter().filter(|(name, value)| !value.is_null() || name == "scopes") {
-            table.add_row([name.replace('_', " "), shown(name, value)]);
+            table.add_row([heading(name), shown(name, value)]);
         }
         match table.is_empty() {
             false => self.line(&table.trim_fmt())?,
@@ -92,7 +106,7 @@ impl Output {
             false => !DETAILS.contains(name) && any(name, |value| !value.is_null() && value.as_u64() != Some(0)),
         });
         let mut table = table();
-        table.set_header(names.iter().map(|name| name.replace('_', " ")));
+        table.set_header(names.iter().map(|name| heading(name)));
         for (place, name) in names.iter().enumerate() {
             // Ids are copied: one that is broken over lines is of no use.
             if name.ends_with("_id")
@@ -113,6 +127,11 @@ impl Output {
 /// Members of a subscription or message that are shown when it is looked at by itself: a table of many has no room for them.
 const DETAILS: &[&str] = &["user_agent", "key", "created", "last_failure", "at", "expires", "open", "rate"];
 
+/// The name of a member, which may be one of somebody's attributes, above its column.
+fn heading(name: &str) -> String {
+    printable::line(name).replace('_', " ")
+}
+
 /// A cell of the member `name`.
 fn shown(name: &str, value: &Value) -> String {
     match (name, value) {
@@ -122,19 +141,15 @@ fn shown(name: &str, value: &Value) -> String {
     }
 }
 
-/// Text for a terminal, without control characters.
+/// A part of a line for a terminal.
 pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::Array(values) if values.is_empty() => "none".to_owned(),
-        Value::String(text) => printable(text),
+        Value::String(text) => printable::line(text).into_owned(),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(", "),
-        other => printable(&other.to_string()),
+        other => printable::line(&other.to_string()).into_owned(),
     }
-}
-
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn table() -> Table {
@@ -182,6 +197,8 @@ fn flatten(name: String, value: Value, columns: &mut Vec<(String, Value)>, parts
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use serde_json::json;
+
     use super::*;
 
     #[derive(Clone, Default)]
@@ -198,12 +215,16 @@ mod tests {
         }
     }
 
-    fn shown(json: bool, element: &str, first: &[&str]) -> String {
+    fn told(json: bool, terminal: bool, what: impl FnOnce(&mut Output) -> Result<(), Failure>) -> String {
         let to = Shared::default();
-        let raw = RawValue::from_string(element.to_owned()).expect("JSON");
-        Output { json, to: Box::new(to.clone()) }.rows(&[raw], first, "nothing").expect("memory takes everything");
+        what(&mut Output { json, terminal, to: Box::new(to.clone()) }).expect("memory takes everything");
         let bytes = to.0.lock().expect("no other thread").clone();
         String::from_utf8(bytes).expect("text")
+    }
+
+    fn shown(json: bool, element: &str, first: &[&str]) -> String {
+        let raw = RawValue::from_string(element.to_owned()).expect("JSON");
+        told(json, false, |output| output.rows(&[raw], first, "nothing"))
     }
 
     #[test]
@@ -225,15 +246,36 @@ mod tests {
         assert!(shown(false, r#"{"scopes":[]}"#, &["scopes"]).contains("none"));
     }
 
+    /// What no terminal may get: a title's begin, C1, DEL, a mark that turns the direction.
+    const HOSTILE: [char; 5] = ['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}', '\u{2066}'];
+
     #[test]
-    fn control_characters_do_not_reach_a_terminal() {
-        let text = shown(false, "{\"label\":\"\\u001b[2Jgone\"}", &[]);
-        assert!(!text.contains('\u{1b}') && text.contains("gone"), "{text:?}");
+    fn text_from_outside_reaches_a_terminal_as_text_only() {
+        let text: String = HOSTILE.iter().collect();
+        // In a value, as the name of a member and of an attribute, in lists and below them.
+        let element =
+            json!({"label": text, &text: 1, "attributes": {&text: &text}, "tags": [&text], "lanes": [{&text: {"a": [[&text]]}}]});
+        let reply =
+            json!({"ok": true, "label": text, &text: 1, "subscription": {"attributes": {&text: &text}}, "results": [element]});
+        let reply = Reply::parse(reply.to_string()).expect("an object");
+        let raw = || RawValue::from_string(element.to_string()).expect("JSON");
+        for (json, shown) in [
+            (false, told(false, true, |output| output.rows(&[raw()], &[], "nothing"))),
+            (false, told(false, true, |output| output.reply(&reply, &[]))),
+            (true, told(true, true, |output| output.rows(&[raw()], &[], "nothing"))),
+            (true, told(true, true, |output| output.reply(&reply, &[]))),
+        ] {
+            assert!(!shown.contains(HOSTILE), "{shown:?}");
+            assert!(shown.contains("\\u009b") && shown.contains("\\u202e"), "{shown}");
+            if json {
+                assert!(serde_json::from_str::<Value>(&shown).is_ok(), "{shown}");
+            }
+        }
     }
 
     #[test]
     fn json_is_passed_on_as_it_came() {
-        assert_eq!(shown(true, r#"{"z":1,"a":2}"#, &["a"]), "{\"z\":1,\"a\":2}\n");
+        assert_eq!(shown(true, "{\"z\":1,\"a\":\"\u{9b}\"}", &["a"]), "{\"z\":1,\"a\":\"\u{9b}\"}\n");
     }
 
     #[test]
@@ -247,7 +289,7 @@ mod tests {
                 Ok(())
             }
         }
-        let failure = Output { json: true, to: Box::new(Gone) }.line("x").expect_err("nobody reads");
+        let failure = Output { json: true, terminal: false, to: Box::new(Gone) }.line("x").expect_err("nobody reads");
         assert_eq!(failure.exit, Exit::Done);
     }
 }

@@ -7,10 +7,11 @@ use serde_json::{Map, Value, json};
 
 use crate::client::arguments::{List, Page as Which, Subscribe, Subscriptions, Test};
 use crate::client::connection::{Connection, Reply};
-use crate::client::output::Output;
+use crate::client::output::{Output, note};
 use crate::client::pages::{self, Page};
 use crate::client::send::{add_body, line, members, one_subscription, open};
 use crate::exit::Failure;
+use crate::printable;
 
 /// What is known of a subscription, most telling first.
 pub const SUBSCRIPTION_MEMBERS: &[&str] = &[
@@ -86,7 +87,9 @@ impl Shown {
             Ok(Page { count: elements.len() as u64, more: after.is_some(), after })
         })?;
         match read.after {
-            Some(after) if read.more && !output.json() => eprintln!("there are more: --after {after}"),
+            Some(after) if read.more && !output.json() => {
+                note(format_args!("there are more: --after {}", printable::line(&after)))
+            }
             Some(after) if read.more => output.line(&json!({ "after": after }).to_string())?,
             _ => {}
         }
@@ -105,7 +108,7 @@ pub fn test(socket: &Path, output: &mut Output, arguments: &Test) -> Result<(), 
     let reply = connection.receive()?.good()?;
     let nobody = |reply: &Reply| reply.members.get("results").and_then(Value::as_array).is_some_and(Vec::is_empty);
     if !output.json() && nobody(&reply) && reply.count("pending") == 0 {
-        eprintln!("nobody was written to: no browser, or switched off; `fanfare account` and `fanfare subscription` tell");
+        note("nobody was written to: no browser, or switched off; `fanfare account` and `fanfare subscription` tell");
     }
     output.reply(&reply, &["message_id", "subscription_id", "type", "status", "reason"])
 }

@@ -20,9 +20,10 @@ use serde_json::{Map, Value, json};
 
 use crate::client::arguments::{Body, Devices, Send};
 use crate::client::connection::{Connection, Refusal, Reply};
-use crate::client::output::{Output, cell};
+use crate::client::output::{Output, cell, note};
 use crate::client::recipients::{self, on_one_line};
 use crate::exit::{Exit, Failure};
+use crate::printable;
 
 /// More subscriptions than this go as a stream.
 const LINE_SUBSCRIPTIONS: usize = 500;
@@ -65,7 +66,7 @@ pub fn send(socket: &Path, output: &mut Output, arguments: &Send) -> Result<(), 
     let reply = connection.receive()?.good()?;
     output.reply(&reply, SEND_MEMBERS)?;
     if let Some(id) = reply.text("message_id").filter(|_| to.starts_with("{\"segment\"") && !output.json()) {
-        eprintln!("a campaign's recipients are counted as it walks: fanfare status --watch {id}");
+        note(format_args!("a campaign's recipients are counted as it walks: fanfare status --watch {}", printable::line(id)));
     }
     Ok(())
 }
@@ -107,7 +108,7 @@ pub fn add_body(options: &mut String, body: &Body, input_taken: bool) -> Result<
         open(file)?
             .take(1 << 20)
             .read_to_end(&mut bytes)
-            .map_err(|error| Failure::io(format_args!("cannot read {}", file.display()), &error))?;
+            .map_err(|error| Failure::io(format_args!("cannot read {}", printable::path(file)), &error))?;
         match String::from_utf8(bytes) {
             Ok(text) => add("payload", &Value::from(text).to_string()),
             Err(error) => add("payload_base64", &Value::from(BASE64_STANDARD.encode(error.as_bytes())).to_string()),
@@ -134,9 +135,9 @@ pub fn open(file: &Path) -> Result<Box<dyn Read>, Failure> {
     match File::open(file) {
         Ok(opened) => Ok(Box::new(opened)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Failure::new(Exit::Usage, format!("there is no file {}", file.display())))
+            Err(Failure::new(Exit::Usage, format!("there is no file {}", printable::path(file))))
         }
-        Err(error) => Err(Failure::io(format_args!("cannot read {}", file.display()), &error)),
+        Err(error) => Err(Failure::io(format_args!("cannot read {}", printable::path(file)), &error)),
     }
 }
 
@@ -288,7 +289,8 @@ impl Rejected {
                 output.line(&json!({ "rejected": one }).to_string())?;
             } else if self.count <= REJECTED_SHOWN {
                 let part = |name: &str| one.get(name).map(cell).unwrap_or_default();
-                eprintln!("subscription {} rejected: {} ({}): {}", place + 1, part("code"), part("field"), part("message"));
+                let (code, field, message) = (part("code"), part("field"), part("message"));
+                note(format_args!("subscription {} rejected: {code} ({field}): {message}", place + 1));
             }
         }
         Ok(())
@@ -296,7 +298,7 @@ impl Rejected {
 
     fn conclude(&self) {
         if self.count > REJECTED_SHOWN {
-            eprintln!("… and {} more were rejected; --json lists them all", self.count - REJECTED_SHOWN);
+            note(format_args!("… and {} more were rejected; --json lists them all", self.count - REJECTED_SHOWN));
         }
     }
 }
@@ -345,7 +347,7 @@ impl Stream {
         bar.set_position(skip);
         bar.reset_eta();
         if skip > 0 {
-            bar.suspend(|| eprintln!("going on behind the {skip} subscriptions that were handed in before"));
+            bar.suspend(|| note(format_args!("going on behind the {skip} subscriptions that were handed in before")));
         }
         Ok(Stream {
             socket: socket.to_owned(),

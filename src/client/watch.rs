@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use crate::client::arguments::{Events, Status};
 use crate::client::connection::{Connection, Reply};
-use crate::client::output::{Output, cell};
+use crate::client::output::{Output, cell, note};
 use crate::client::pages::{self, Page};
 use crate::exit::{Exit, Failure};
+use crate::printable::line;
 
 /// The members of a `status`, in the order in which a message lives.
 const STATUS_MEMBERS: &[&str] = &[
@@ -60,7 +61,7 @@ pub fn status(socket: &Path, output: &mut Output, arguments: &Status) -> Result<
         let recipients = status.count("recipients");
         bar.set_length(expected(&status));
         bar.set_position(recipients.saturating_sub(status.count("pending")));
-        bar.set_message(counters(&status));
+        bar.set_message(line(&counters(&status)).into_owned());
         if output.json() && status.line != shown {
             output.line(&status.line)?;
             shown.clone_from(&status.line);
@@ -107,7 +108,7 @@ pub fn events(socket: &Path, output: &mut Output, arguments: &Events) -> Result<
     let read = pages::each(Some(arguments.after.clone()), arguments.limit, |_, limit| log.page(output, arguments, limit))?;
     if !output.json() {
         let more = if read.more { ", and there are more" } else { "" };
-        eprintln!("{} events{more}. To see what comes behind them: --after {}", log.shown, log.cursor);
+        note(format_args!("{} events{more}. To see what comes behind them: --after {}", log.shown, line(&log.cursor)));
     }
     Ok(())
 }
@@ -143,7 +144,7 @@ impl Log {
         while arguments.limit != Some(self.shown) {
             let reply = self.connection.receive().map_err(|failure| match failure.exit {
                 Exit::Temporary => {
-                    let message = format!("the daemon ended the connection. Go on with `--after {}`", self.cursor);
+                    let message = format!("the daemon ended the connection. Go on with `--after {}`", line(&self.cursor));
                     Failure::new(Exit::Temporary, message)
                 }
                 _ => failure,

@@ -2,11 +2,12 @@
 //!
 //! Promises: what is in a [`Config`] lies within its limits and fits together; where something is wrong, all problems are told
 //! at once, each with its key; a key that nobody reads is an error. Whether files, groups and directories exist is found out
-//! by those who open them.
+//! by those who open them; who else could change them is told by `file`.
 //!
 //! This file says what there is. `keys` knows every key with its default and its limits, `read` how a key is found in the file and
 //! the environment, and what is said where it is wrong.
 
+mod file;
 mod keys;
 mod read;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::file::doubts;
 use crate::ingest::request::EventType;
 
 /// Everything `fanfare.toml` and the environment say, checked (DESIGN 5).

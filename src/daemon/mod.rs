@@ -126,7 +126,7 @@ pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
             signing.push(SigningKey::read(path).map_err(|error| {
                 let text = format!("apps.{name}.vapid_keys, {}: {error}", path.display());
                 match error {
-                    KeyFileError::TooOpen { .. } => ServeError::Permission(text),
+                    KeyFileError::TooOpen { .. } | KeyFileError::NotOurs { .. } => ServeError::Permission(text),
                     KeyFileError::Unreadable(ref io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
                         ServeError::Permission(text)
                     }

@@ -1,7 +1,7 @@
 //! VAPID key pairs and the files they live in (RFC 8292 section 2; DESIGN 5, "A key file").
 //!
-//! Promises: a private key is read only from a file that nobody but its owner can read, is written only to a new file of
-//! mode 0600, is wiped from memory when it is dropped, and is in no `Debug` or error text. A key that is not a private key of
+//! Promises: a private key is read only from a file of root's or of this process's user that nobody else can read, is written only
+//! to a new file of mode 0600, is wiped from memory when it is dropped, and is in no `Debug` or error text. A key that is not a private key of
 //! P-256 is refused when it is read, never when it is used.
 
 use std::fmt;
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use p256::ecdsa::signature::Signer;
 use p256::elliptic_curve::Generate;
 use p256::elliptic_curve::sec1::ToSec1Point;
@@ -41,9 +43,17 @@ impl SigningKey {
     /// Reads a key file in any of the forms of [`SigningKey::parse`].
     ///
     /// The file must not be readable, writable or executable for others, nor for its group. The group bits are allowed below
-    /// `$CREDENTIALS_DIRECTORY`, which systemd makes for this service alone, of mode 0400 or 0440.
+    /// `$CREDENTIALS_DIRECTORY`, which systemd makes for this service alone, of mode 0400 or 0440. It must belong to root or to this
+    /// process's user: whoever owns a file can give it back the rights that were taken from it.
     pub fn read(path: &Path) -> Result<SigningKey, KeyFileError> {
-        read_in(path, std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).as_deref())
+        SigningKey::read_for(path, None)
+    }
+
+    /// As [`SigningKey::read`], for another process: the file may also belong to the user `daemon`, by number. For commands that root
+    /// runs about a daemon that is not root's.
+    pub fn read_for(path: &Path, daemon: Option<u32>) -> Result<SigningKey, KeyFileError> {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        read_in(path, credentials.as_deref(), daemon)
     }
 
     /// Takes PEM (SEC1 `EC PRIVATE KEY` or PKCS#8 `PRIVATE KEY`; other blocks, such as OpenSSL's `EC PARAMETERS`, may stand
@@ -98,8 +108,8 @@ impl SigningKey {
     }
 
     /// Writes the private key as PKCS#8 PEM to a new file of mode 0600 and syncs file and directory. A file that exists is
-    /// never overwritten: that is [`io::ErrorKind::AlreadyExists`].
-    pub fn write_new(&self, path: &Path) -> io::Result<()> {
+    /// never overwritten: that is [`io::ErrorKind::AlreadyExists`]. The file is handed back so that it can be given to somebody.
+    pub fn write_new(&self, path: &Path) -> io::Result<File> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let written = file.write_all(self.to_pkcs8_pem().as_bytes()).and_then(|()| file.sync_all());
         if let Err(error) = written {
@@ -108,7 +118,8 @@ impl SigningKey {
             return Err(error);
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent)?.sync_all()
+        File::open(parent)?.sync_all()?;
+        Ok(file)
     }
 
     fn new(secret: p256::SecretKey) -> SigningKey {
@@ -137,6 +148,11 @@ pub enum KeyFileError {
         /// The permission bits.
         mode: u32,
     },
+    /// It belongs to neither root nor the process's user. The caller exits 77.
+    NotOurs {
+        /// Whose it is.
+        owner: u32,
+    },
     /// It holds something else.
     NotAKey(NotAKey),
 }
@@ -147,6 +163,9 @@ impl fmt::Display for KeyFileError {
             KeyFileError::Unreadable(error) => write!(f, "cannot be read: {error}"),
             KeyFileError::TooOpen { mode } => {
                 write!(f, "is open to group or others (mode {mode:04o}): a private key must have mode 0600 or 0400")
+            }
+            KeyFileError::NotOurs { owner } => {
+                write!(f, "belongs to the user {owner}: a private key must belong to root or to the daemon's user")
             }
             KeyFileError::NotAKey(reason) => reason.fmt(f),
         }
@@ -203,8 +222,10 @@ impl fmt::Display for ImportError {
 
 impl std::error::Error for ImportError {}
 
-fn read_in(path: &Path, credentials: Option<&Path>) -> Result<SigningKey, KeyFileError> {
-    let mut file = File::open(path).map_err(KeyFileError::Unreadable)?;
+fn read_in(path: &Path, credentials: Option<&Path>, daemon: Option<u32>) -> Result<SigningKey, KeyFileError> {
+    // A pipe would wait for its other end.
+    let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+    let mut file = opened.map_err(KeyFileError::Unreadable)?;
     // Asked of the open file: the name may point elsewhere by now.
     let metadata = file.metadata().map_err(KeyFileError::Unreadable)?;
     if !metadata.is_file() {
@@ -214,6 +235,10 @@ fn read_in(path: &Path, credentials: Option<&Path>) -> Result<SigningKey, KeyFil
     let forbidden = if is_below(path, credentials) { 0o007 } else { 0o077 };
     if mode & forbidden != 0 {
         return Err(KeyFileError::TooOpen { mode });
+    }
+    let owner = metadata.uid();
+    if owner != 0 && owner != geteuid().as_raw() && Some(owner) != daemon {
+        return Err(KeyFileError::NotOurs { owner });
     }
     // With room for the file and one byte more: growing would leave copies of the key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(FILE_MAX as usize + 1));
@@ -397,7 +422,7 @@ AAAA
         std::os::unix::fs::symlink(elsewhere.join("key"), &link).unwrap();
         let read = |path: &Path, mode| {
             std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-            match read_in(path, Some(&credentials)) {
+            match read_in(path, Some(&credentials), None) {
                 Ok(_) => true,
                 Err(KeyFileError::TooOpen { mode: told }) => {
                     assert_eq!(told, mode);
@@ -422,8 +447,23 @@ AAAA
             assert_eq!(read(&credentials.join("key"), mode), inside, "{mode:o}");
         }
         std::fs::set_permissions(elsewhere.join("key"), Permissions::from_mode(0o440)).unwrap();
-        assert!(read_in(&elsewhere.join("key"), None).is_err());
-        assert!(read_in(&elsewhere.join("key"), Some(Path::new(""))).is_err());
+        assert!(read_in(&elsewhere.join("key"), None, None).is_err());
+        assert!(read_in(&elsewhere.join("key"), Some(Path::new("")), None).is_err());
+    }
+
+    #[test]
+    fn a_stranger_s_file_is_refused_unless_the_daemon_is_his() {
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root can give a file away");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vapid.pem");
+        SigningKey::generate().write_new(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+        assert!(matches!(SigningKey::read(&path), Err(KeyFileError::NotOurs { owner: 65_534 })));
+        assert!(matches!(SigningKey::read_for(&path, Some(65_533)), Err(KeyFileError::NotOurs { owner: 65_534 })));
+        SigningKey::read_for(&path, Some(65_534)).unwrap();
     }
 
     #[test]

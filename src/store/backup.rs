@@ -5,34 +5,45 @@
 //! backup is not whole. The same file tells [`Store::open`] that this store comes from a backup, wherever somebody put it: it
 //! starts with everything paused, and with a new identity, because cursors of events that were numbered after the backup must
 //! not be taken for those that will get the same numbers.
+//!
+//! Root reads backups and takes them away in directories that are the daemon's user's. So a backup is read through [`Whole`], which
+//! opens each file by its name in its own directory, follows no link, and takes none that somebody else may have linked to; and it
+//! consists of nothing but the files that [`ABOUT`] names and RocksDB makes.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, OFlag, openat};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{ColumnFamilyDescriptor, InfoLogger, LogLevel, Options};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Db, FORMAT, OpenError, Store, WriteError, classify, family, take_lock};
+use super::{Db, FORMAT, OpenError, Store, WriteError, classify, family, make_private, take_lock};
 use crate::clock;
 use crate::limits::BACKUP_NAME_MAX;
 use crate::message::{Encoding, KeyId, Name, Reference, UnixMillis};
+use crate::printable;
 use crate::store::registry::row::{self, App, Detail, Subscription};
 
 /// Backups lie in this directory of `data_dir`.
 pub const DIRECTORY: &str = "backups";
 /// The file that makes a checkpoint a backup.
 pub const ABOUT: &str = "FROM_BACKUP";
+/// Bytes of that file: some 70 a file of the store, and a store of a terabyte has 20,000.
+pub const ABOUT_MAX: u64 = 16 * 1024 * 1024;
 
 /// A backup that was made.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +78,7 @@ impl fmt::Display for BackupError {
             BackupError::Store(WriteError::Descriptors(_)) => f.write_str("too many files are open just now"),
             BackupError::Store(WriteError::Closed) => f.write_str("the store is closed just now"),
             BackupError::Store(WriteError::Broken(text)) => write!(f, "the database cannot be copied: {text}"),
-            BackupError::Directory { path, error } => write!(f, "cannot use {}: {error}", path.display()),
+            BackupError::Directory { path, error } => write!(f, "cannot use {}: {error}", printable::path(path)),
         }
     }
 }
@@ -92,6 +103,12 @@ pub struct Part {
     pub bytes: u64,
 }
 
+/// Whether a backup may be called so.
+pub fn is_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    !name.is_empty() && name.len() <= BACKUP_NAME_MAX && !name.starts_with('.') && name.chars().all(good)
+}
+
 /// How a backup is called that nobody named: 20261122T034654123Z.
 pub fn name_at(now: UnixMillis) -> String {
     let time = crate::ingest::reply::format_time(now);
@@ -102,8 +119,7 @@ pub fn name_at(now: UnixMillis) -> String {
 impl Store {
     /// Copies the store as it is on disk now. Takes as long as writing out what is in memory: not for a thread that must not wait.
     pub fn backup(&self, name: &str) -> Result<Backup, BackupError> {
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if name.is_empty() || name.len() > BACKUP_NAME_MAX || name.starts_with('.') || !name.chars().all(good) {
+        if !is_name(name) {
             return Err(BackupError::Name);
         }
         let backups = self.path.with_file_name(DIRECTORY);
@@ -173,7 +189,13 @@ fn complete(directory: &Path, name: &str) -> io::Result<u64> {
 }
 
 fn about(directory: &Path) -> io::Result<About> {
-    Ok(serde_json::from_slice(&fs::read(directory.join(ABOUT))?)?)
+    about_in(&File::open(directory.join(ABOUT))?)
+}
+
+fn about_in(file: &File) -> io::Result<About> {
+    let mut text = Vec::new();
+    file.take(ABOUT_MAX).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 fn sync(path: &Path) -> io::Result<()> {
@@ -204,9 +226,10 @@ impl fmt::Display for RestoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RestoreError::Open(error) => error.fmt(f),
-            RestoreError::Exists(path) => write!(f, "there is a store at {}: --replace puts it aside", path.display()),
-            RestoreError::NotABackup(why) => write!(f, "this is no whole backup: {why}"),
-            RestoreError::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            RestoreError::Exists(path) => write!(f, "there is a store at {}: --replace puts it aside", printable::path(path)),
+            // It repeats names that stand in the backup.
+            RestoreError::NotABackup(why) => write!(f, "this is no whole backup: {}", printable::line(why)),
+            RestoreError::Io { path, error } => write!(f, "{}: {error}", printable::path(path)),
         }
     }
 }
@@ -229,12 +252,12 @@ pub struct Restored {
 }
 
 impl Vacant {
-    /// Takes the lock of `data_dir`, which is made if it is missing.
+    /// Takes the lock of `data_dir`, which is made if it is missing. What is written there is this process's user's: root becomes the
+    /// directory's owner first.
     pub fn take(data_dir: &Path) -> Result<Vacant, RestoreError> {
         let failed = |error| RestoreError::Io { path: data_dir.to_owned(), error };
-        DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
+        make_private(data_dir).map_err(failed)?;
         let lock = take_lock(data_dir).map_err(RestoreError::Open)?;
-        own(data_dir, &data_dir.join("lock")).map_err(failed)?;
         Ok(Vacant { data_dir: data_dir.to_owned(), _lock: lock })
     }
 
@@ -253,10 +276,8 @@ impl Vacant {
         let about = fill(&coming).and_then(|()| check(&coming)).inspect_err(|_| {
             let _removed = remove(&coming);
         })?;
-        own(&self.data_dir, &coming).map_err(failed)?;
         for entry in fs::read_dir(&coming).map_err(failed)? {
-            let file = entry.map_err(failed)?.path();
-            own(&self.data_dir, &file).and_then(|()| sync(&file)).map_err(failed)?;
+            sync(&entry.map_err(failed)?.path()).map_err(failed)?;
         }
         sync(&coming).map_err(failed)?;
         let mut put_aside = None;
@@ -270,31 +291,117 @@ impl Vacant {
     }
 }
 
-/// Gives `path` to whom the data directory belongs: root restores for the daemon's user.
-fn own(data_dir: &Path, path: &Path) -> io::Result<()> {
-    let (owner, file) = (data_dir.metadata()?, path.metadata()?);
-    if (owner.uid(), owner.gid()) == (file.uid(), file.gid()) {
-        return Ok(());
-    }
-    std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+/// The files of a backup's directory, all of them open.
+pub struct Whole {
+    directory: File,
+    about: File,
+    parts: Vec<(Part, File)>,
 }
 
-/// Copies a backup's directory file by file.
-pub fn copy(from: &Path, to: &Path) -> Result<(), RestoreError> {
-    let about = about(from).map_err(|error| RestoreError::NotABackup(format!("{}: {error}", from.join(ABOUT).display())))?;
-    for name in about.files.iter().map(|file| file.name.as_str()).chain([ABOUT]) {
-        if !is_plain(name) {
-            return Err(RestoreError::NotABackup("it names files outside of itself".to_owned()));
+impl Whole {
+    /// Opens the backup that lies in `directory`. None of its files is larger or smaller than it says, and none is more than it: what
+    /// is no backup is refused.
+    pub fn open(directory: File) -> Result<Whole, RestoreError> {
+        raise_descriptors();
+        let not = |why: String| RestoreError::NotABackup(why);
+        let about = open_in(&directory, ABOUT)?;
+        let files = about_in(&about).map_err(|error| not(format!("{ABOUT}: {error}")))?.files;
+        let mut parts = Vec::with_capacity(files.len());
+        for part in files {
+            if !is_part(&part.name) {
+                return Err(not(format!("it names {}, which no backup has", part.name)));
+            }
+            let file = open_in(&directory, &part.name)?;
+            let bytes = file.metadata().map_err(|error| not(format!("{}: {error}", part.name)))?.len();
+            if bytes != part.bytes {
+                return Err(not(format!("{} has {bytes} bytes instead of {}", part.name, part.bytes)));
+            }
+            parts.push((part, file));
         }
-        let file = from.join(name);
-        fs::copy(&file, to.join(name)).map_err(|error| RestoreError::Io { path: file, error })?;
+        Ok(Whole { directory, about, parts })
     }
-    Ok(())
+
+    /// Name, size and descriptor of each file, [`ABOUT`] last.
+    pub fn files(&self) -> io::Result<impl Iterator<Item = (&str, u64, &File)>> {
+        let about = (ABOUT, self.about.metadata()?.len(), &self.about);
+        Ok(self.parts.iter().map(|(part, file)| (part.name.as_str(), part.bytes, file)).chain([about]))
+    }
+
+    /// Copies it into the directory `to`.
+    pub fn copy(&self, to: &Path) -> Result<(), RestoreError> {
+        let failed = |path: PathBuf| move |error| RestoreError::Io { path, error };
+        for (name, bytes, mut from) in self.files().map_err(failed(to.to_owned()))? {
+            let path = to.join(name);
+            let new = File::options().write(true).create_new(true).mode(0o600).open(&path);
+            let copied = new.and_then(|mut new| {
+                // The note was read before.
+                from.rewind()?;
+                io::copy(&mut from.take(bytes), &mut new)
+            });
+            copied.map_err(failed(path))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directory `to` a backup of the same files, for reading while this lives: a link there leads to a file that is open
+    /// here, whatever its name stands for by now.
+    pub fn link(&self, to: &Path) -> Result<(), RestoreError> {
+        let failed = |error| RestoreError::Io { path: to.to_owned(), error };
+        for (name, _, file) in self.files().map_err(failed)? {
+            symlink(format!("/proc/self/fd/{}", file.as_raw_fd()), to.join(name)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Removes it from the directory `from`, where it is called `name`: its files, and its directory if nothing else is in it.
+    pub fn remove(self, from: &File, name: &str) -> io::Result<()> {
+        // Its note first: what is left, should this end here, is no backup.
+        for file in [ABOUT].into_iter().chain(self.parts.iter().map(|(part, _)| part.name.as_str())) {
+            unlinkat(&self.directory, file, UnlinkatFlags::NoRemoveDir)?;
+        }
+        unlinkat(from, name, UnlinkatFlags::RemoveDir)?;
+        from.sync_all()
+    }
 }
 
-/// Whether a name is that of a file in the backup's own directory.
-pub fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains('/')
+/// Opens a file by its name in a directory. Not a link; and in a directory of another user's only a file of that user's, because he may
+/// have made a hard link to one that he cannot read.
+fn open_in(directory: &File, name: &str) -> Result<File, RestoreError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => RestoreError::Io { path: name.into(), error },
+        io::ErrorKind::NotFound => RestoreError::NotABackup(format!("{name} is missing")),
+        _ => RestoreError::NotABackup(format!("{name}: {error}")),
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = openat(directory, name, flags, Mode::empty()).map(File::from).map_err(|error| failed(error.into()))?;
+    let (found, around) = (file.metadata().map_err(failed)?, directory.metadata().map_err(failed)?);
+    if !found.is_file() {
+        return Err(RestoreError::NotABackup(format!("{name} is no file")));
+    }
+    let trusted = (around.uid() == 0 || around.uid() == geteuid().as_raw()) && around.mode() & 0o022 == 0;
+    if !trusted && found.uid() != around.uid() {
+        return Err(RestoreError::NotABackup(format!("{name} does not belong to whom its directory belongs to")));
+    }
+    Ok(file)
+}
+
+/// Every file of a backup is open at once. If the limit cannot be raised, opening them tells.
+fn raise_descriptors() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Whether a file of a backup may be called so: the names that RocksDB gives, but for its log and its lock.
+pub fn is_part(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.len() <= 20 && text.bytes().all(|byte| byte.is_ascii_digit());
+    match name {
+        "CURRENT" | "IDENTITY" | ABOUT => true,
+        _ => match name.split_once('-') {
+            Some(("MANIFEST" | "OPTIONS", rest)) => number(rest),
+            _ => matches!(name.split_once('.'), Some((rest, "sst" | "log" | "blob")) if number(rest)),
+        },
+    }
 }
 
 /// Looks whether a backup is whole, and whether this program can open it.
@@ -302,7 +409,7 @@ pub fn check(directory: &Path) -> Result<About, RestoreError> {
     let not = |why: String| RestoreError::NotABackup(why);
     let about = about(directory).map_err(|error| not(format!("{ABOUT}: {error}")))?;
     for file in &about.files {
-        let found = is_plain(&file.name).then(|| directory.join(&file.name).metadata().ok()).flatten();
+        let found = is_part(&file.name).then(|| directory.join(&file.name).metadata().ok()).flatten();
         match found {
             None => return Err(not(format!("{} is missing", file.name))),
             Some(found) if found.len() != file.bytes => {
@@ -446,8 +553,12 @@ mod tests {
         store.reader().expect("open").value(family::META, "test").expect("readable")
     }
 
+    fn whole(backup: &Path) -> Result<Whole, RestoreError> {
+        Whole::open(File::open(backup).expect("it is there"))
+    }
+
     fn restore(backup: &Path, data_dir: &Path, replace: bool) -> Result<Restored, RestoreError> {
-        Vacant::take(data_dir)?.restore(replace, |to| copy(backup, to))
+        Vacant::take(data_dir)?.restore(replace, |to| whole(backup)?.copy(to))
     }
 
     #[test]
@@ -501,13 +612,13 @@ mod tests {
         drop(store);
         assert!(matches!(restore(&backup, &here, false), Err(RestoreError::Exists(_))));
 
-        let whole = directory.path().join("whole");
-        fs::create_dir(&whole).expect("writable");
-        copy(&backup, &whole).expect("readable");
+        let copied = directory.path().join("whole");
+        fs::create_dir(&copied).expect("writable");
+        whole(&backup).expect("whole").copy(&copied).expect("readable");
         fs::write(backup.join("CURRENT"), "").expect("writable");
         assert!(matches!(restore(&backup, &here, true), Err(RestoreError::NotABackup(_))));
-        fs::remove_file(whole.join(ABOUT)).expect("writable");
-        assert!(matches!(restore(&whole, &here, true), Err(RestoreError::NotABackup(_))));
+        fs::remove_file(copied.join(ABOUT)).expect("writable");
+        assert!(matches!(restore(&copied, &here, true), Err(RestoreError::NotABackup(_))));
         assert_eq!(value(&open_store(&here)).as_deref(), Some(&b"new"[..]), "it is as it was");
 
         let good = open_store(&here).backup("y").expect("a backup").path;
@@ -515,6 +626,94 @@ mod tests {
         let aside = restored.put_aside.expect("there was one");
         assert!(aside.join("CURRENT").exists());
         assert!(aside.file_name().expect("a name").to_string_lossy().starts_with("db.before-restore-2"));
+    }
+
+    #[test]
+    fn a_backup_is_its_own_files_and_nothing_that_a_link_leads_to() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let secret = directory.path().join("secret");
+        let backups = directory.path().join("here/backups");
+        let store = open_store(&directory.path().join("here"));
+        let made = |name: &str| {
+            let path = store.backup(name).expect("a backup").path;
+            let about = about(&path).expect("readable");
+            assert!(about.files.iter().all(|part| is_part(&part.name)), "{about:?}");
+            let part = about.files.iter().find(|part| part.name.starts_with("OPTIONS")).expect("there is one").clone();
+            (path, about, part)
+        };
+        let refused = |path: &Path, why: &str| match whole(path) {
+            Err(RestoreError::NotABackup(text)) => assert!(text.contains(why), "{text}"),
+            other => panic!("{why}: {:?}", other.err()),
+        };
+        // A link of the size that is told.
+        let (path, _, part) = made("link");
+        fs::write(&secret, vec![b'x'; part.bytes as usize]).expect("writable");
+        fs::remove_file(path.join(&part.name)).expect("ours");
+        symlink(&secret, path.join(&part.name)).expect("writable");
+        refused(&path, &part.name);
+        // The note itself, which would be quoted where it is no JSON.
+        let (path, ..) = made("about");
+        fs::remove_file(path.join(ABOUT)).expect("ours");
+        symlink(&secret, path.join(ABOUT)).expect("writable");
+        refused(&path, ABOUT);
+        // A directory, and names of other files.
+        let (path, mut about, part) = made("names");
+        for name in ["../secret", "/etc/shadow", "a/b", "..", "", "passwd", "1.sst.x", "sst", "LOG", "MANIFEST-x"] {
+            about.files[0].name = name.to_owned();
+            fs::write(path.join(ABOUT), serde_json::to_vec(&about).expect("JSON")).expect("ours");
+            refused(&path, "which no backup has");
+        }
+        about.files[0] = Part { name: "1.sst".to_owned(), bytes: 4_096 };
+        fs::write(path.join(ABOUT), serde_json::to_vec(&about).expect("JSON")).expect("ours");
+        fs::create_dir(path.join("1.sst")).expect("writable");
+        refused(&path, "is no file");
+        // What is opened once stays what it is.
+        let (path, ..) = made("good");
+        let (whole, linked) = (whole(&path).expect("whole"), directory.path().join("linked"));
+        fs::rename(path.join(&part.name), path.join("away")).expect("ours");
+        symlink(&secret, path.join(&part.name)).expect("writable");
+        fs::create_dir(&linked).expect("writable");
+        whole.link(&linked).expect("writable");
+        assert_eq!(fs::read(linked.join(&part.name)).expect("readable"), fs::read(path.join("away")).expect("readable"));
+        check(&linked).expect("it can be opened");
+        // Only its own files go.
+        let open = File::open(&backups).expect("ours");
+        assert!(whole.remove(&open, "good").is_err(), "there is something else in it");
+        let left: Vec<_> = fs::read_dir(&path).expect("there").map(|entry| entry.expect("there").file_name()).collect();
+        assert_eq!(left, ["away"]);
+        assert!(secret.exists());
+    }
+
+    #[test]
+    fn a_hard_link_to_another_s_file_is_no_part_of_a_backup() {
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root has files of several users");
+            return;
+        }
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let path = open_store(&directory.path().join("here")).backup("x").expect("a backup").path;
+        let give = |path: &Path| std::os::unix::fs::chown(path, Some(65_534), None).expect("root may");
+        give(&path);
+        let Err(RestoreError::NotABackup(why)) = whole(&path) else { panic!("its files are root's") };
+        assert!(why.contains("does not belong"), "{why}");
+        fs::read_dir(&path).expect("there").for_each(|entry| give(&entry.expect("there").path()));
+        whole(&path).expect("all of it is one user's");
+    }
+
+    #[test]
+    fn the_lock_is_no_link_and_a_data_directory_is_closed_to_others() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let (here, victim) = (directory.path().join("here"), directory.path().join("victim"));
+        fs::write(&victim, "precious").expect("writable");
+        fs::create_dir(&here).expect("writable");
+        fs::set_permissions(&here, std::os::unix::fs::PermissionsExt::from_mode(0o775)).expect("ours");
+        symlink(&victim, here.join("lock")).expect("writable");
+        assert!(matches!(Vacant::take(&here), Err(RestoreError::Open(OpenError::Directory { .. }))));
+        assert_eq!(fs::read_to_string(&victim).expect("there"), "precious");
+        assert_eq!(here.metadata().expect("there").mode() & 0o7777, 0o700);
+        fs::remove_file(here.join("lock")).expect("ours");
+        drop(Vacant::take(&here).expect("ours"));
+        assert_eq!(here.join("lock").metadata().expect("there").mode() & 0o7777, 0o600);
     }
 
     #[test]

@@ -31,15 +31,16 @@ pub mod watch;
 pub mod writer;
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactionDecision, DBCompressionType, DBRecoveryMode,
     DBWithThreadMode, MultiThreaded, Options, WriteBatch, WriteBufferManager, WriteOptions,
@@ -49,6 +50,7 @@ use crate::clock;
 use crate::complaint::Complaint;
 use crate::config;
 use crate::message::{Origin, Service, UnixMillis};
+use crate::printable;
 use crate::store::erase::Erasures;
 use crate::store::live::{Batches, Lists, Rules, lock};
 use crate::store::presence::Presence;
@@ -150,7 +152,7 @@ impl std::fmt::Display for OpenError {
             OpenError::Newer { found } => {
                 write!(f, "the store has format {found}, this program knows formats up to {FORMAT}: start a newer fanfare")
             }
-            OpenError::Directory { path, error } => write!(f, "cannot use the directory {}: {error}", path.display()),
+            OpenError::Directory { path, error } => write!(f, "cannot use the directory {}: {error}", printable::path(path)),
             OpenError::Database(text) => write!(f, "cannot open the database: {text}"),
         }
     }
@@ -524,7 +526,7 @@ impl Store {
         files: usize,
     ) -> Result<Store, OpenError> {
         let directory = |error| OpenError::Directory { path: data_dir.to_owned(), error };
-        fs::create_dir_all(data_dir).map_err(directory)?;
+        make_private(data_dir).map_err(directory)?;
         let lock_file = take_lock(data_dir)?;
         let path = data_dir.join("db");
         let reserve = data_dir.join("reserve");
@@ -769,13 +771,39 @@ fn numbered((number, name): (usize, Arc<str>)) -> (Service, Arc<str>) {
     (Service(u16::try_from(number).expect("five services")), name)
 }
 
-/// Takes the lock on the directory and writes our pid into it, so that a second instance can name us.
+/// Makes the data directory, or closes it to everybody else: what lies in it tells endpoints and keys of browsers.
+fn make_private(data_dir: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
+    let directory = fs::File::open(data_dir)?;
+    let mode = directory.metadata()?.mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    match directory.set_permissions(fs::Permissions::from_mode(0o700)) {
+        Ok(()) => tracing::warn!("the data directory was open to others (mode {mode:04o}): its mode is 0700 now"),
+        // It belongs to another user, who has let our group in.
+        Err(_) if mode & 0o007 == 0 => {}
+        Err(error) => {
+            let text = format!("it is open to others (mode {mode:04o}), and its mode cannot be made 0700: {error}");
+            return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, text));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the lock on the directory and writes our pid into it, so that a second instance can name us. A link of that name is not
+/// followed: root takes it, too, in a directory that is another's.
 fn take_lock(data_dir: &Path) -> Result<Flock<fs::File>, OpenError> {
     let path = data_dir.join("lock");
     let directory = |error| OpenError::Directory { path: path.clone(), error };
-    let mut file = fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(directory)?;
+    let mut options = fs::File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    let mut file = options.open(&path).map_err(directory)?;
+    if !file.metadata().map_err(directory)?.is_file() {
+        return Err(directory(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no file")));
+    }
     let mut text = String::new();
-    let _unreadable = file.read_to_string(&mut text);
+    let _unreadable = (&mut file).take(64).read_to_string(&mut text);
     let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(OpenError::Locked { pid: text.trim().parse().ok() }),

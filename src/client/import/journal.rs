@@ -3,9 +3,9 @@
 //! The state names a place up to which everything is settled, and what came of it; the rejects behind that place are dropped when
 //! an import goes on there, because they are found again. Neither is synced: after a power loss a little more is done twice.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,12 @@ use serde_json::json;
 
 use crate::client::import::source::Place;
 use crate::client::import::window::Counts;
+use crate::client::new_file::{NewFile, open_own};
 use crate::exit::Failure;
+use crate::printable;
+
+/// A state has some 200 bytes, with the longest name of an app.
+const STATE_MAX: u64 = 16 * 1024;
 
 /// What an import has done of which file.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +57,9 @@ impl Progress {
 
     /// What an earlier run noted about the same file, for the same app.
     pub fn resumed(&self, state: &Path) -> Option<Progress> {
-        let noted: Progress = serde_json::from_slice(&fs::read(state).ok()?).ok()?;
+        let mut text = Vec::new();
+        open_own(state).ok()??.take(STATE_MAX).read_to_end(&mut text).ok()?;
+        let noted: Progress = serde_json::from_slice(&text).ok()?;
         let same = (noted.bytes, noted.modified, &noted.app) == (self.bytes, self.modified, &self.app);
         (same && noted.offset <= self.bytes).then_some(noted)
     }
@@ -69,18 +76,11 @@ impl Progress {
     pub fn write(&mut self, state: &Path, place: Place, records: u64, counts: Counts) -> Result<(), Failure> {
         (self.offset, self.line, self.records) = (place.offset, place.line, records);
         (self.created, self.updated, self.accounts) = (counts.created, counts.updated, counts.accounts);
-        let new = beside(state, ".new");
-        fs::write(&new, json!(self).to_string())
-            .and_then(|()| fs::rename(&new, state))
-            .map_err(|error| Failure::io(format_args!("cannot write {}", state.display()), &error))
+        let text = json!(self).to_string();
+        NewFile::make(state)
+            .and_then(|mut new| new.file.write_all(text.as_bytes()).and_then(|()| new.rename()))
+            .map_err(|error| Failure::io(format_args!("cannot write {}", printable::path(state)), &error))
     }
-}
-
-/// `path` with something behind its name.
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// The file of lines that were not taken; it is made when there is one.
@@ -116,25 +116,24 @@ impl Rejects {
     }
 
     fn failed(&self, error: &io::Error) -> Failure {
-        Failure::io(format_args!("cannot write {}", self.path.display()), error)
+        Failure::io(format_args!("cannot write {}", printable::path(&self.path)), error)
     }
 
     fn keep_before(&mut self, from: u64) -> io::Result<()> {
-        let old = match File::open(&self.path) {
-            Ok(old) => old,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
         if from <= 1 {
-            // A device such as /dev/null stays.
-            return if old.metadata()?.is_file() { fs::remove_file(&self.path) } else { Ok(()) };
+            // A device such as /dev/null stays; of a link only the link goes.
+            return match fs::symlink_metadata(&self.path) {
+                Ok(old) if old.is_file() || old.is_symlink() => fs::remove_file(&self.path),
+                _ => Ok(()),
+            };
         }
+        let Some(old) = open_own(&self.path)? else { return Ok(()) };
         #[derive(Deserialize)]
         struct Numbered {
             line: u64,
         }
-        let new = beside(&self.path, ".new");
-        let mut kept = BufWriter::new(create(&new)?);
+        let mut new = NewFile::make(&self.path)?;
+        let mut kept = BufWriter::new(new.file.try_clone()?);
         for line in BufReader::new(old).lines() {
             let line = line?;
             // A line that was cut off belongs to what comes again.
@@ -144,14 +143,17 @@ impl Rejects {
             }
         }
         kept.flush()?;
-        fs::rename(&new, &self.path)?;
+        new.rename()?;
         self.file = Some(kept);
         Ok(())
     }
 }
 
+/// It has its name at once: what is in it can be looked at while the import runs.
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    let mut new = NewFile::make(path)?;
+    new.rename()?;
+    new.file.try_clone()
 }
 
 #[cfg(test)]
@@ -183,6 +185,35 @@ mod tests {
         assert_eq!(lines, [2, 5, 7]);
         Rejects::open(&path, 1).expect("it can begin anew");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn no_link_is_followed() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let file = |name: &str| directory.path().join(name);
+        let link = |name: &str| std::os::unix::fs::symlink(file("victim"), file(name)).expect("writable");
+        let state = r#"{"bytes":5,"modified":0,"app":null,"offset":5,"line":2,"records":1,"created":1,"updated":0,"accounts":0}"#;
+        fs::write(file("victim"), format!("{state}\n")).expect("writable");
+        fs::write(file("x"), "hello").expect("writable");
+        let mut progress = Progress { modified: 0, ..Progress::of(&file("x"), None).expect("a file") };
+        for (name, also) in [("x.import-state", "x.import-state.new"), ("x.rejects", "x.rejects.new")] {
+            link(name);
+            link(also);
+        }
+        assert_eq!(progress.resumed(&file("x.import-state")), None, "what a stranger put there says nothing of this file");
+        progress.write(&file("x.import-state"), Place { offset: 3, line: 2 }, 1, Counts::default()).expect("writable");
+        for from in [1, 3] {
+            let mut rejects = Rejects::open(&file("x.rejects"), from).expect("readable");
+            assert_eq!(rejects.count, 0);
+            rejects.add(4, "bad_json", None, "no JSON").expect("writable");
+            rejects.flush().expect("writable");
+            assert!(file("x.rejects").symlink_metadata().expect("made").is_file());
+            assert_eq!(fs::read_to_string(file("x.rejects")).expect("made").lines().count(), 1);
+            fs::remove_file(file("x.rejects")).expect("made");
+            link("x.rejects");
+        }
+        assert_eq!(fs::read_to_string(file("victim")).expect("there"), format!("{state}\n"), "it is as it was");
+        assert_eq!(progress.resumed(&file("x.import-state")).expect("ours").offset, 3);
     }
 
     #[test]

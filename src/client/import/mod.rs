@@ -15,16 +15,18 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use self::journal::{Progress, Rejects, beside};
+use self::journal::{Progress, Rejects};
 use self::record::Records;
 use self::source::{Place, Source};
 use self::window::{Counts, Window};
 use crate::client::arguments::Import;
 use crate::client::connection::{Connection, Reply};
-use crate::client::output::Output;
+use crate::client::new_file::beside;
+use crate::client::output::{self, Output};
 use crate::client::send::{is_dash, style};
 use crate::clock;
 use crate::exit::{Exit, Failure};
+use crate::printable;
 
 /// How often it is noted where the import stands.
 const NOTE: Duration = Duration::from_secs(1);
@@ -38,14 +40,14 @@ pub fn import(socket: &Path, output: &mut Output, arguments: &Import) -> Result<
     let mut progress = if arguments.dry_run { None } else { Progress::of(&arguments.file, arguments.app.as_deref()) };
     let earlier = progress.as_ref().and_then(|progress| progress.resumed(&note.state));
     if arguments.resume && earlier.is_none() {
-        let message = format!("{} says of no earlier import of this file where it stopped", note.state.display());
+        let message = format!("{} says of no earlier import of this file where it stopped", printable::path(&note.state));
         return Err(Failure::new(Exit::Usage, message));
     }
     let mut before = (Counts::default(), 0);
     if let Some(earlier) = earlier {
         source.skip_to(&arguments.file, earlier.place())?;
         before = (earlier.counts(), earlier.records);
-        eprintln!("going on with line {}", earlier.line);
+        output::note(format_args!("going on with line {}", earlier.line));
         progress = Some(earlier);
     }
     let window = if arguments.dry_run { None } else { Some(open(socket, arguments.app.as_deref())?) };
@@ -215,7 +217,8 @@ impl Importing {
         }
         output.reply(&Reply::parse(summary.to_string())?, SUMMARY)?;
         if rejected > 0 {
-            eprintln!("{rejected} of {} lines were not taken: {} says which and why", self.read, self.note.rejects.display());
+            let file = printable::path(&self.note.rejects);
+            output::note(format_args!("{rejected} of {} lines were not taken: {file} says which and why", self.read));
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::client::import::record::Records;
 use crate::client::send::is_dash;
 use crate::exit::{Exit, Failure};
 use crate::ingest::json::{Members, Value, read_line};
+use crate::printable;
 
 /// Bytes of a record: a subscription with all that may belong to it has a few thousand.
 const RECORD_MAX: usize = 256 * 1024;
@@ -66,7 +67,7 @@ impl Source {
         } else {
             Box::new(BufReader::with_capacity(256 * 1024, open(file)?))
         };
-        Source::of(input, format).map_err(|error| Failure { message: format!("{}: {error}", file.display()), ..error })
+        Source::of(input, format).map_err(|error| Failure { message: format!("{}: {error}", printable::path(file)), ..error })
     }
 
     fn of(input: Box<dyn BufRead>, format: Format) -> Result<Source, Failure> {
@@ -305,8 +306,8 @@ fn delimiter(header: &[u8]) -> u8 {
 
 fn open(file: &Path) -> Result<File, Failure> {
     File::open(file).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Failure::new(Exit::Usage, format!("there is no file {}", file.display())),
-        _ => Failure::io(format_args!("cannot read {}", file.display()), &error),
+        io::ErrorKind::NotFound => Failure::new(Exit::Usage, format!("there is no file {}", printable::path(file))),
+        _ => Failure::io(format_args!("cannot read {}", printable::path(file)), &error),
     })
 }
 

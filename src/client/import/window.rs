@@ -5,14 +5,14 @@
 //! line may be taken twice, which `subscribe` allows. Who waits for nothing but failures for two minutes gives up.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::client::connection::{Connection, Refusal, Reply};
+use crate::client::connection::{Connection, Refusal, Reply, read_line as read_answer};
 use crate::client::import::record::{Kind, Requests, Switch};
 use crate::client::import::source::Place;
 use crate::exit::{Exit, Failure};
@@ -24,6 +24,8 @@ const LINES: usize = CONNECTION_LINES / 5 * 4;
 const BYTES: usize = CONNECTION_BYTES / 5 * 4;
 /// Written at once.
 const WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of an answer to one line: an id, or what is wrong with it.
+const ANSWER_MAX: u64 = 1024 * 1024;
 /// How long a daemon that went away, or has no room, is waited for.
 const OUTAGE: Duration = Duration::from_secs(120);
 /// A line that the daemon answers `internal` so often is the line's fault.
@@ -310,10 +312,8 @@ fn read_answers(mut reader: BufReader<UnixStream>, shared: &Shared) -> Failure {
     let mut answers = Vec::new();
     loop {
         line.clear();
-        match reader.read_until(b'\n', &mut line) {
-            Ok(_) if line.ends_with(b"\n") => {}
-            Ok(_) => return Failure::new(Exit::Temporary, "the daemon ended the connection"),
-            Err(error) => return Failure::new(Exit::Temporary, format!("no answer from the daemon: {error}")),
+        if let Err(failure) = read_answer(&mut reader, &mut line, ANSWER_MAX) {
+            return failure;
         }
         match answer(&line) {
             Ok(answer) => answers.push(answer),
