@@ -525,6 +525,8 @@ pub enum Loss {
     Reset,
     /// The connection ended.
     Closed,
+    /// The peer sent so much that answers nothing that the connection was ended. Condemns the origin.
+    Flood,
 }
 
 /// How a recipient ends: exactly one of these (promise 4).

@@ -79,6 +79,10 @@ fn describe() {
         "How long the oldest outcome that is not on disk waits; sending stops at twice store.checkpoint_interval."
     );
     describe_gauge!("fanfare_connections", "Open connections to push services, by service.");
+    describe_counter!(
+        "fanfare_connections_flooded_total",
+        "Connections ended because the push service sent far more than answers to its requests: it is broken, or hostile."
+    );
     describe_gauge!("fanfare_streams", "Requests without an answer, by service.");
     describe_gauge!("fanfare_lane_open", "1: the push service is sent to; 0: it is closed, what waits for it is kept.");
     describe_gauge!("fanfare_vapid_token_expiry_seconds", "What is left of the VAPID token that expires first.");
@@ -110,6 +114,11 @@ pub fn lines(n: u64) {
 pub fn acked(n: u64, waited: Duration) {
     counter!("fanfare_accepted_total").increment(n);
     histogram!("fanfare_ack_seconds").record_many(waited.as_secs_f64(), usize::try_from(n).unwrap_or(usize::MAX));
+}
+
+/// A connection to a push service was ended because too much came that answers nothing.
+pub fn flooded() {
+    counter!("fanfare_connections_flooded_total").increment(1);
 }
 
 /// A line was not taken.

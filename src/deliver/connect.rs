@@ -5,12 +5,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -65,7 +68,7 @@ impl Connector {
     }
 
     /// Connects to `origin`. It sets no time limit: the caller's covers the start of HTTP too.
-    pub(super) async fn connect(&self, origin: &Origin) -> Result<TlsStream<TcpStream>, ConnectFailure> {
+    pub(super) async fn connect(&self, origin: &Origin) -> Result<TlsStream<Socket>, ConnectFailure> {
         let (host, port) = (origin.host(), origin.port());
         let stream = match &self.proxy {
             None => race(self.addresses(host).await?, port).await?,
@@ -78,7 +81,7 @@ impl Connector {
             }
         };
         let name = ServerName::try_from(host.trim_end_matches('.').to_owned()).map_err(|_| ConnectFailure::Tls)?;
-        TlsConnector::from(self.tls.load_full()).connect(name, stream).await.map_err(|error| {
+        TlsConnector::from(self.tls.load_full()).connect(name, Socket::new(stream)).await.map_err(|error| {
             tracing::debug!(host, %error, "TLS failed");
             ConnectFailure::Tls
         })
@@ -115,6 +118,57 @@ impl Connector {
             Some(Ok(stream))
         };
         open.await.unwrap_or(Err(ConnectFailure::Proxy))
+    }
+}
+
+/// The TCP connection below TLS. It counts what comes in, for TLS itself can be talkative (tickets, records of next to nothing).
+pub(super) struct Socket {
+    stream: TcpStream,
+    reads: u64,
+    bytes: u64,
+}
+
+impl Socket {
+    fn new(stream: TcpStream) -> Socket {
+        Socket { stream, reads: 0, bytes: 0 }
+    }
+
+    /// Reads that brought something, and their bytes, since this was last asked.
+    pub(super) fn taken(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.reads), std::mem::take(&mut self.bytes))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let new = buf.filled().len() - before;
+        self.reads += u64::from(new > 0);
+        self.bytes += new as u64;
+        read
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -12,17 +12,20 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
 
+use super::allowance::{Allowance, Frames};
+use super::connect::Socket;
 use super::origin::{Destination, Phase, Report};
 use super::parcel::Parcel;
 use super::{Protocol, Running, Shared, http1, http2};
 use crate::complaint::Complaint;
 use crate::message::ConnectFailure;
+use crate::metrics;
 
 static NOT_CONNECTED: Complaint = Complaint::some();
+static FLOODED: Complaint = Complaint::some();
 
 /// Without a descriptor connecting is tried again after this, within the time that it may take.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
@@ -90,7 +93,7 @@ async fn start(
             }
         };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let io = Io::new(stream);
+        let io = Io::new(stream, if http2 { Protocol::Http2 } else { Protocol::Http1 });
         let started = if http2 {
             Started::Http2(Box::new(http2::Start::new(io).await?))
         } else {
@@ -168,6 +171,16 @@ impl Seat {
         self.shared.act(&self.destination, plan);
     }
 
+    /// See [`Destination::flooded`].
+    pub(super) fn flooded(&self) {
+        if let Some(left_out) = FLOODED.tell() {
+            let host = self.destination.origin.host();
+            tracing::warn!(host, left_out, "a connection brought too much that answers nothing; it is ended");
+        }
+        let plan = self.destination.flooded(self.id, Instant::now());
+        self.shared.act(&self.destination, plan);
+    }
+
     /// See [`Destination::unusable`].
     pub(super) fn unusable(&self) {
         let plan = self.destination.unusable(self.id, Instant::now());
@@ -216,47 +229,126 @@ impl Limits {
     }
 }
 
-/// The encrypted stream as h2 and hyper see it. Three things are added:
+/// The encrypted stream as h2 and hyper see it. Five things are added:
 ///
-/// - It counts what is read.
+/// - It counts what is read, and ends the connection when that is more than is allowed ([`Allowance`]).
+/// - It says now and then that there is nothing more for the moment ([`AT_A_TIME`]).
 /// - It hides that it could write vectors: h2 would then flush after each body of 256 bytes and more, a TLS record and a
 ///   system call apiece, where it now gathers 16 KiB (bodies up to 1 KiB).
 /// - Once a write has failed, writes are swallowed, so that what the peer said before it went is still read to its end:
 ///   GOAWAY tells which requests it has not processed, and answers may lie in the socket. Reading then ends the connection.
+/// - It says goodbye for h2, which has no way to be told to, when it ends the connection itself.
 pub(super) struct Io {
-    stream: TlsStream<TcpStream>,
-    reads: Reads,
+    stream: TlsStream<Socket>,
+    traffic: Traffic,
+    allowance: Allowance,
+    /// None: HTTP/1.1, which has no frames.
+    frames: Option<Frames>,
+    /// Bytes read since it last said that there is nothing.
+    at_a_time: usize,
+    /// A write was not taken whole: the last frame may have left in part.
+    in_write: bool,
     deaf: bool,
 }
 
-/// How many times something was read from a connection.
-#[derive(Clone, Default)]
-pub(super) struct Reads(Arc<AtomicU64>);
+/// Bytes that are read without a pause. h2 and hyper read on as long as there is something, and h2 keeps what it has read until its
+/// caller looks: each 1xx of 10 bytes as a response of 200 and more, each header field of one byte as one of 70. So the caller looks
+/// after so many bytes, which is some hundred answers, and a peer that talks without a break cannot make h2 hold more.
+const AT_A_TIME: usize = 16 * 1024;
 
-impl Reads {
-    pub(super) fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+/// GOAWAY of ENHANCE_YOUR_CALM, which says why to the people at the other end (RFC 9113 section 6.8).
+pub(super) const CALM: &[u8] =
+    b"\x00\x00\x32\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0btoo much that answers none of the requests";
+
+/// What [`Io`] and the connection's own code tell each other. Both run in one task, so nothing is added up at the same time.
+#[derive(Clone, Default)]
+pub(super) struct Traffic(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    reads: AtomicU64,
+    requests: AtomicU64,
+    flooded: AtomicBool,
+}
+
+impl Traffic {
+    /// How many times something was read.
+    pub(super) fn reads(&self) -> u64 {
+        self.0.reads.load(Ordering::Relaxed)
+    }
+
+    /// A request leaves: the peer may send an answer.
+    pub(super) fn request(&self) {
+        add_one(&self.0.requests);
+    }
+
+    /// The connection has ended because the peer sent more than is allowed.
+    pub(super) fn flooded(&self) -> bool {
+        self.0.flooded.load(Ordering::Relaxed)
     }
 }
 
+/// Cheaper than `fetch_add`, and enough within one task.
+fn add_one(count: &AtomicU64) {
+    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
 impl Io {
-    fn new(stream: TlsStream<TcpStream>) -> Io {
-        Io { stream, reads: Reads::default(), deaf: false }
+    fn new(stream: TlsStream<Socket>, protocol: Protocol) -> Io {
+        Io {
+            stream,
+            traffic: Traffic::default(),
+            allowance: Allowance::new(Instant::now()),
+            frames: (protocol == Protocol::Http2).then(Frames::default),
+            at_a_time: 0,
+            in_write: false,
+            deaf: false,
+        }
     }
 
-    pub(super) fn reads(&self) -> Reads {
-        self.reads.clone()
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic.clone()
+    }
+
+    /// Counts what a read has brought; what is not yet decrypted too. False if it is too much.
+    fn take(&mut self, read: &[u8]) -> bool {
+        let frames = self.frames.as_mut().map_or(0, |frames| frames.follow(read));
+        let (reads, bytes) = self.stream.get_mut().0.taken();
+        let traffic = &self.traffic.0;
+        self.allowance.take(frames.max(reads), bytes, Instant::now, || traffic.requests.load(Ordering::Relaxed))
+    }
+
+    /// Ends the connection; HTTP/2 says why, if the peer takes it at once.
+    fn flooded(&mut self, cx: &mut Context<'_>) -> io::Error {
+        if !self.traffic.0.flooded.swap(true, Ordering::Relaxed) {
+            metrics::flooded();
+            if self.frames.is_some() && !self.in_write && !self.deaf {
+                let _ = Pin::new(&mut self.stream).poll_write(cx, CALM);
+                let _ = Pin::new(&mut self.stream).poll_flush(cx);
+            }
+        }
+        io::Error::new(io::ErrorKind::InvalidData, "the peer sent too much that answers nothing")
     }
 }
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if read.is_ready() {
-            this.reads.0.fetch_add(1, Ordering::Relaxed);
+        if this.at_a_time >= AT_A_TIME && std::env::var_os("FRAMES_NOYIELD").is_none() {
+            this.at_a_time = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        read
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let new = &buf.filled()[before..];
+        if read.is_ready() {
+            add_one(&this.traffic.0.reads);
+            this.at_a_time += new.len();
+        } else {
+            this.at_a_time = 0;
+        }
+        if this.take(new) { read } else { Poll::Ready(Err(this.flooded(cx))) }
     }
 }
 
@@ -279,6 +371,7 @@ impl AsyncWrite for Io {
             return Poll::Ready(Ok(buf.len()));
         }
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.in_write = !matches!(written, Poll::Ready(Ok(written)) if written == buf.len());
         self.heard(written, buf.len())
     }
 

@@ -16,7 +16,7 @@ use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{sleep, sleep_until};
 
-use super::connection::{Io, Seat};
+use super::connection::{Io, Seat, Traffic};
 use super::origin::{Phase, Report};
 use super::parcel::Parcel;
 use super::request;
@@ -31,13 +31,15 @@ static LATE: Complaint = Complaint::some();
 pub(super) struct Start {
     send: SendRequest<Full<Bytes>>,
     connection: Connection<HyperIo, Full<Bytes>>,
+    traffic: Traffic,
 }
 
 impl Start {
     pub(super) async fn new(io: Io) -> Result<Start, ConnectFailure> {
+        let traffic = io.traffic();
         let (send, connection) =
             Builder::new().max_buf_size(32 * 1024).handshake(HyperIo(io)).await.map_err(|_| ConnectFailure::Protocol)?;
-        Ok(Start { send, connection })
+        Ok(Start { send, connection, traffic })
     }
 }
 
@@ -52,7 +54,7 @@ enum Next {
 
 /// Serves the connection until it ends.
 pub(super) async fn serve(start: Start, seat: Seat) {
-    let Start { mut send, connection } = start;
+    let Start { mut send, connection, traffic } = start;
     let limits = seat.shared.limits.clone();
     let ages_at = tokio::time::Instant::now() + limits.age_of_one();
     let mut connection = Wire { connection: Some(connection) };
@@ -98,6 +100,7 @@ pub(super) async fn serve(start: Start, seat: Seat) {
             continue;
         };
         parcel.leave(Instant::now());
+        traffic.request();
         let mut exchange = Exchange::default();
         let ended = {
             let whole = connection.drive(exchange.run(&mut send, request));
@@ -127,11 +130,18 @@ pub(super) async fn serve(start: Start, seat: Seat) {
             }
         }
         by_peer = keep;
-        let lost = if ended.is_none() { Loss::Timeout } else { Loss::Closed };
+        let lost = match ended {
+            None => Loss::Timeout,
+            Some(_) if traffic.flooded() => Loss::Flood,
+            Some(_) => Loss::Closed,
+        };
         let answer = exchange.answer().unwrap_or(Answer::Lost(lost));
         report.answered = matches!(answer, Answer::Response { .. });
         keep &= report.answered;
         parcel.answer(answer);
+    }
+    if traffic.flooded() {
+        seat.flooded();
     }
     report.limit = 0;
     report.in_flight = 0;

@@ -9,6 +9,7 @@
 //! | REFUSED_STREAM, or GOAWAY with a lower last stream | back to the front of the queue: it was not processed (section 8.7) |
 //! | any other RST_STREAM, an answer h2 finds malformed | [`Loss::Reset`] |
 //! | the connection ends, the stream at or below GOAWAY's last | [`Loss::Closed`] |
+//! | more than is allowed ([`super::allowance`]), the connection ended by us | [`Loss::Flood`]; the origin is condemned |
 //! | nothing for `deliver.timeout` | [`Loss::Timeout`]; the connection takes nothing new and ends when its others have |
 
 use std::future::poll_fn;
@@ -22,7 +23,7 @@ use h2::{Ping, PingPong, Reason, RecvStream};
 use http::{HeaderMap, StatusCode};
 use tokio::time::Sleep;
 
-use super::connection::{Io, Reads, Seat};
+use super::connection::{Io, Seat, Traffic};
 use super::origin::{Phase, Report, STREAMS_MAX};
 use super::parcel::Parcel;
 use super::request;
@@ -56,14 +57,14 @@ pub(super) struct Start {
     h2: Connection<Io, Bytes>,
     send: SendRequest<Bytes>,
     ping: Option<PingPong>,
-    reads: Reads,
+    traffic: Traffic,
 }
 
 impl Start {
     /// Sends the preface and waits for the peer's SETTINGS: before them nobody knows how many streams it takes, and those
     /// beyond would be refused.
     pub(super) async fn new(io: Io) -> Result<Start, ConnectFailure> {
-        let reads = io.reads();
+        let traffic = io.traffic();
         let (send, mut h2) = h2::client::Builder::new()
             .initial_max_send_streams(NO_SETTINGS)
             .enable_push(false)
@@ -85,7 +86,7 @@ impl Start {
             }
         })
         .await?;
-        Ok(Start { h2, send, ping, reads })
+        Ok(Start { h2, send, ping, traffic })
     }
 
     /// Streams that the peer allows.
@@ -113,7 +114,7 @@ pub(super) async fn serve(start: Start, seat: Seat) {
         quiet_since: now,
         ages_at: now + age,
         shut_since: None,
-        read: Read { reads: start.reads, count: 0, last: now, pinged: None },
+        read: Read { traffic: start.traffic, count: 0, last: now, pinged: None },
         seat,
     };
     let mut sleep = pin!(tokio::time::sleep(tick));
@@ -149,7 +150,7 @@ struct Http2 {
 
 /// What was heard of the peer, for keep-alive.
 struct Read {
-    reads: Reads,
+    traffic: Traffic,
     count: u64,
     last: Instant,
     pinged: Option<Instant>,
@@ -255,6 +256,7 @@ impl Http2 {
         let Exchange { mut parcel, end, .. } = exchange;
         self.report.end(parcel.rank());
         match end {
+            End::Answer(Answer::Lost(Loss::Closed)) if self.read.traffic.flooded() => parcel.answer(Answer::Lost(Loss::Flood)),
             End::Answer(answer) => {
                 self.report.answered |= matches!(answer, Answer::Response { .. });
                 parcel.answer(answer);
@@ -325,6 +327,7 @@ impl Http2 {
             return;
         };
         parcel.leave(now);
+        self.read.traffic.request();
         // h2 keeps what the windows do not let out yet: one body of at most 5 KB a stream, and streams are bounded. An error
         // here shows at the response too.
         let _ = stream.send_data(body, true);
@@ -388,7 +391,7 @@ impl Http2 {
 
     /// Keep-alive while streams are open. True if the peer is gone.
     fn silent(&mut self, now: Instant, silence: Duration, patience: Duration) -> bool {
-        let count = self.read.reads.count();
+        let count = self.read.traffic.reads();
         if count != self.read.count {
             self.read.count = count;
             self.read.last = now;
@@ -442,6 +445,9 @@ impl Http2 {
 
     /// The connection is no more, and all its exchanges are settled.
     fn finish(&mut self) {
+        if self.read.traffic.flooded() {
+            self.seat.flooded();
+        }
         self.retire(true);
         self.tell();
     }

@@ -27,6 +27,9 @@ const SLICE: usize = 64;
 const FURTHER_PAUSE: Duration = Duration::from_secs(5);
 /// Connections in a row that the peer ended before it had answered anything: then the origin counts as not connected.
 const BARREN_MAX: u8 = 3;
+/// How long an origin that has flooded a connection is not connected to. Its lane waits as long before it probes; this is for a peer
+/// that answers first, floods then, and so would never be condemned by an answer.
+const FLOOD_PAUSE: Duration = Duration::from_secs(1);
 /// Retiring connections count against this multiple of `connections_per_origin`.
 const RETIRING_FACTOR: usize = 4;
 
@@ -51,6 +54,8 @@ struct State {
     /// At most one connection is being opened at a time, and all that is queued waits for it.
     connecting: bool,
     further_not_before: Option<Instant>,
+    /// Since when it is not connected to for [`FLOOD_PAUSE`].
+    flooded: Option<Instant>,
     barren: u8,
     /// What the last connection carried.
     streams_known: Option<usize>,
@@ -149,6 +154,7 @@ impl Destination {
             next_place: 0,
             connecting: false,
             further_not_before: None,
+            flooded: None,
             barren: 0,
             streams_known: None,
             protocol: None,
@@ -174,7 +180,7 @@ impl Destination {
         for parcel in parcels {
             state.queue(parcel.rank()).push_back(parcel);
         }
-        Ok(state.plan(self.connections_max, now))
+        Ok(state.plan_or_fail(self.connections_max, now))
     }
 
     /// A connection is open: it gets a place.
@@ -281,6 +287,16 @@ impl Destination {
         let mut state = self.lock();
         state.retire(place, by_peer);
         state.after_loss(self.connections_max, now)
+    }
+
+    /// The peer has sent more than is allowed at `place`, which takes nothing new. All that is queued has failed, whatever other
+    /// connections there are: the origin is condemned, and a few more answers are not worth a few more floods.
+    pub(super) fn flooded(&self, place: u64, now: Instant) -> Plan {
+        let mut state = self.lock();
+        state.retire(place, true);
+        state.flooded = Some(now);
+        state.last_failure = Some((ConnectFailure::Protocol, clock::now()));
+        state.fail(ConnectFailure::Protocol)
     }
 
     /// The connection at `place` carries no stream at all: without one that does, all that is queued has failed.
@@ -427,7 +443,7 @@ impl State {
         let served = queued - high - normal - (self.normal.len() - self.normal.len().min(self.normal_allowed()));
         let live = self.live();
         let room = live < connections_max && self.places.len() < connections_max * RETIRING_FACTOR;
-        let paused = live > 0 && self.further_not_before.is_some_and(|time| now < time);
+        let paused = live > 0 && self.further_not_before.is_some_and(|time| now < time) || self.shunned(now);
         if served < queued && room && !paused && !self.connecting {
             self.connecting = true;
             plan.connect = true;
@@ -453,7 +469,18 @@ impl State {
             self.last_failure = Some((ConnectFailure::Protocol, clock::now()));
             return self.fail(ConnectFailure::Protocol);
         }
-        self.plan(connections_max, now)
+        self.plan_or_fail(connections_max, now)
+    }
+
+    /// What is queued has failed if no connection is there for it and none is opened for now.
+    fn plan_or_fail(&mut self, connections_max: usize, now: Instant) -> Plan {
+        let nowhere = self.shunned(now) && self.live() == 0 && !self.connecting;
+        if nowhere { self.fail(ConnectFailure::Protocol) } else { self.plan(connections_max, now) }
+    }
+
+    /// It has flooded a connection a moment ago.
+    fn shunned(&self, now: Instant) -> bool {
+        self.flooded.is_some_and(|time| now.saturating_duration_since(time) < FLOOD_PAUSE)
     }
 
     fn fail(&mut self, failure: ConnectFailure) -> Plan {

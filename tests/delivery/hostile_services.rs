@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use fanfare_loadtest::client::Client;
 use fanfare_loadtest::daemon::Daemon;
-use fanfare_loadtest::mock::{Body, Fault, GoAway, Mock, Scope, Subscription};
+use fanfare_loadtest::machine::{self, Cpu};
+use fanfare_loadtest::mock::{Body, Fault, Flood, GoAway, Mock, Scope, Subscription};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -15,7 +16,7 @@ const HOSTILE: Scope = Scope::Origin(0);
 
 struct Pair {
     mock: Mock,
-    _daemon: Daemon,
+    daemon: Daemon,
     client: Client,
 }
 
@@ -23,7 +24,7 @@ fn pair() -> Pair {
     let mock = mock(2);
     let daemon = daemon(&mock, |config| config.set("deliver.timeout", 1).set("retry.min", 0.2).set("retry.max", 1));
     let client = daemon.client();
-    Pair { mock, _daemon: daemon, client }
+    Pair { mock, daemon, client }
 }
 
 impl Pair {
@@ -250,4 +251,64 @@ fn a_service_without_tls_or_http_is_closed_and_probed() {
         assert_eq!(pair.all_accepted(&browsers, &ids), 0, "retries after {fault:?}");
         assert_eq!(pair.repeats(), 0);
     }
+}
+
+/// What a flood may cost the daemon, its reconnects and the neighbour's messages included. A core that reads a flood as fast as it can
+/// uses up all of the time.
+const FLOOD_CPU: Duration = Duration::from_millis(400);
+/// How long a flood is looked at.
+const FLOOD_WATCH: Duration = Duration::from_secs(2);
+const FLOOD_MEMORY: u64 = 10 << 20;
+
+#[test]
+fn frames_that_answer_nothing_end_their_connection_and_cost_next_to_nothing() {
+    for flood in Flood::ALL {
+        a_flood_is_ended(flood, &[]);
+    }
+}
+
+#[test]
+fn informational_answers_without_end_over_http_1_1_end_their_connection_and_cost_next_to_nothing() {
+    a_flood_is_ended(Flood::Informational, &[Fault::Http1Only]);
+}
+
+fn a_flood_is_ended(flood: Flood, beside: &[Fault]) {
+    // Nothing but the count of what comes ends it: the time-out is far away.
+    let mock = mock(2);
+    let daemon = daemon(&mock, |config| config.set("deliver.timeout", 30).set("retry.min", 0.2).set("retry.max", 1));
+    let client = daemon.client();
+    let mut pair = Pair { mock, daemon, client };
+    // The neighbour's connection and all that is allocated once are there.
+    pair.neighbour_is_well();
+    pair.neighbour_is_well();
+    beside.iter().for_each(|fault| pair.mock.set_fault(HOSTILE, fault.clone()));
+    pair.mock.set_fault(HOSTILE, Fault::Flood(flood));
+    machine::reset_peak(pair.daemon.pid()).expect("it is the test's own process");
+    let before = used(&pair.daemon);
+    let began = Instant::now();
+    let (_, ids) = pair.send(0, 3);
+    let ended = fanfare_loadtest::wait(Duration::from_secs(2), || {
+        let now = pair.mock.counters().origins[0].clone();
+        now.connections > 0 && now.connections_open < now.connections
+    });
+    assert!(ended, "{flood:?} goes on");
+    pair.neighbour_is_well();
+    std::thread::sleep(FLOOD_WATCH.saturating_sub(began.elapsed()));
+    let after = used(&pair.daemon);
+    let (cpu, memory) = (after.0 - before.0, after.1.saturating_sub(before.1));
+    println!("{flood:?}: {cpu:?} of CPU in {:?}, {} KiB more at the peak", began.elapsed(), memory >> 10);
+    assert!(cpu < FLOOD_CPU, "{flood:?} costs {cpu:?}");
+    assert!(memory < FLOOD_MEMORY, "{flood:?} takes {memory} B");
+    assert!(pair.mock.counters().origins[0].connections < 12, "{flood:?}: it is not hammered");
+    // Nothing is lost.
+    pair.mock.clear_all_faults();
+    for id in &ids {
+        assert_eq!(wait_ended(&mut pair.client, id)["accepted"], 1, "{flood:?}");
+    }
+}
+
+/// CPU time of the daemon, and the peak of its resident memory in bytes.
+fn used(daemon: &Daemon) -> (Duration, u64) {
+    let Cpu { user, system } = Cpu::of(daemon.pid()).expect("it runs");
+    (user + system, machine::status_bytes(daemon.pid(), "VmHWM").expect("it runs"))
 }

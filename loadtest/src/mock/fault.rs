@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::flood::Flood;
 use super::subscription::Vendor;
 
 /// What a fault concerns.
@@ -47,6 +48,8 @@ pub enum Fault {
     Garbage,
     /// GOAWAY when a connection has had this many requests.
     GoAwayAfter(GoAway),
+    /// Frames that answer nothing, from a connection's first request on.
+    Flood(Flood),
     /// The path is slow.
     Slow(Slow),
 
@@ -142,7 +145,13 @@ impl Fault {
     pub(super) fn of_connection(&self) -> bool {
         matches!(
             self,
-            Fault::TlsStall | Fault::Untrusted | Fault::Http1Only | Fault::Garbage | Fault::GoAwayAfter(_) | Fault::Slow(_)
+            Fault::TlsStall
+                | Fault::Untrusted
+                | Fault::Http1Only
+                | Fault::Garbage
+                | Fault::GoAwayAfter(_)
+                | Fault::Flood(_)
+                | Fault::Slow(_)
         )
     }
 }

@@ -12,7 +12,7 @@ use super::certificates::Acceptors;
 use super::fault::{Fault, GoAway, Slow};
 use super::slow;
 use super::state::State;
-use super::{http1, http2, sink};
+use super::{flood, http1, http2, sink};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1_024;
@@ -153,7 +153,10 @@ impl Connected {
         let (state, origin, number) = (self.state.clone(), self.origin, self.number);
         // How a connection ends is the peer's affair or a fault on order: neither is an error here.
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        if http2 && state.sink {
+        let flood = faults.iter().find_map(|fault| if let Fault::Flood(flood) = fault { Some(*flood) } else { None });
+        if let Some(flood) = flood {
+            let _ = flood::serve(stream, http2, flood).await;
+        } else if http2 && state.sink {
             let _ = sink::serve(state, origin, stream).await;
         } else if http2 {
             let _ = http2::serve(state, origin, number, stream, goaway).await;

@@ -277,10 +277,10 @@ pub(super) fn not_connected(answers: &[Answer], how: ConnectFailure) -> usize {
 
 pub(super) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(super) const SETTINGS: u8 = 4;
 pub(super) const PING: u8 = 6;
 const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
+pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const REFUSED_STREAM: u32 = 7;
 pub(super) const INTERNAL_ERROR: u32 = 2;
 

@@ -99,7 +99,11 @@ pub fn verdict(case: &Case<'_>) -> (Verdict, Blame) {
         Answer::NotConnected(failure) => not_connected(case, *failure),
         // Row 408 / timeout / reset: R, ambiguous. Trouble: a service that takes requests and answers none is as bad for its
         // neighbours as one that answers 5xx.
-        Answer::Lost(loss) => (again(loss_reason(*loss)), Blame::Trouble),
+        // A flood condemns besides: the next connection would be flooded too.
+        Answer::Lost(loss) => {
+            let blame = if *loss == Loss::Flood { Blame::Origin { not_before: None } } else { Blame::Trouble };
+            (again(loss_reason(*loss)), blame)
+        }
         Answer::TooLate => (ended(Ending::Expired, reason::DEADLINE), Blame::Delivery),
         Answer::Stopped => (Verdict::Return { reason: reason::STOPPED }, Blame::Delivery),
     };
@@ -386,6 +390,7 @@ fn loss_reason(loss: Loss) -> &'static str {
         Loss::Timeout => reason::TIMEOUT,
         Loss::Reset => reason::RESET,
         Loss::Closed => reason::CONNECTION_CLOSED,
+        Loss::Flood => reason::PROTOCOL,
     }
 }
 

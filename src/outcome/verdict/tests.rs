@@ -279,6 +279,8 @@ fn row_408_timeout_reset_is_tried_again() {
         for (loss, reason) in [(Loss::Timeout, "timeout"), (Loss::Reset, "reset"), (Loss::Closed, "connection_closed")] {
             assert_eq!(verdict(&fresh(who, &Answer::Lost(loss))), retry(None, reason, Blame::Trouble), "{who:?}");
         }
+        let condemned = Blame::Origin { not_before: None };
+        assert_eq!(verdict(&fresh(who, &Answer::Lost(Loss::Flood))), retry(None, "protocol", condemned), "{who:?}");
     }
 }
 
@@ -512,7 +514,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
             other => other,
         }),
         1 => failure.prop_map(Answer::NotConnected),
-        1 => proptest::sample::select(vec![Loss::Timeout, Loss::Reset, Loss::Closed]).prop_map(Answer::Lost),
+        1 => proptest::sample::select(vec![Loss::Timeout, Loss::Reset, Loss::Closed, Loss::Flood]).prop_map(Answer::Lost),
         1 => any::<bool>().prop_map(|late| if late { Answer::TooLate } else { Answer::Stopped }),
     ]
 }
