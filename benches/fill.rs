@@ -1,8 +1,9 @@
 //! What makes a body the recipient's own: `cargo bench --bench fill`. Times are per recipient; `compile` is once a message.
 
 use divan::Bencher;
+use fanfare::ids::{Ids, Since, VisibleId};
 use fanfare::limits::RECEIPT_CHARS;
-use fanfare::message::{Attributes, MessageId, SubscriptionId};
+use fanfare::message::{Attributes, MessageId, SubscriptionId, UnixMillis};
 use fanfare::receipt::Receipts;
 use fanfare::template::{Form, check};
 
@@ -52,9 +53,20 @@ fn fill(bencher: Bencher<'_, '_>, template: bool) {
 #[divan::bench]
 fn issue(bencher: Bencher<'_, '_>) {
     let receipts = Receipts::new(&[7; 32]);
+    let mut n = 0_u128;
+    bencher.bench_local(|| {
+        n += 1;
+        receipts.issue(VisibleId::from_bytes(n.to_be_bytes()), SubscriptionId([7; 12]))
+    });
+}
+
+/// What a client sees of a message id: once for each reply, event, and message with receipts.
+#[divan::bench]
+fn show(bencher: Bencher<'_, '_>) {
+    let ids = Ids::new(&[7; 32], Since::default());
     let mut n = 0;
     bencher.bench_local(|| {
         n += 1;
-        receipts.issue(MessageId(n), SubscriptionId([7; 12]))
+        ids.show(MessageId::new(UnixMillis(1_795_343_400_123), n, 0, 7))
     });
 }

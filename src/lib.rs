@@ -33,11 +33,11 @@
 //!
 //! Beside the way: [`message`] holds the types that the stages hand to each other, [`limits`] the bounds that must agree,
 //! [`clock`] is the only caller of the system clock, [`metrics`] names every metric, [`template`] makes bodies the recipient's own,
-//! [`receipt`] issues and opens the tokens that come back as `feedback`. [`daemon`] makes every channel, thread and task; stages
-//! know the types and the store, but not each other. [`descriptors`] shares out the process's limit of open files, [`complaint`] keeps
-//! the log readable whatever comes from outside, [`printable`] stands between text from outside and every terminal and log, [`scrape`]
-//! serves the metrics. [`config`] is read once into checked values. [`setup`], [`client`] and [`exit`] are the program's other commands,
-//! which use the daemon through its socket only.
+//! [`receipt`] issues and opens the tokens that come back as `feedback`, [`ids`] makes opaque what clients see of ids and cursors.
+//! [`daemon`] makes every channel, thread and task; stages know the types and the store, but not each other. [`descriptors`] shares out
+//! the process's limit of open files, [`complaint`] keeps the log readable whatever comes from outside, [`printable`] stands between text
+//! from outside and every terminal and log, [`scrape`] serves the metrics. [`config`] is read once into checked values. [`setup`],
+//! [`client`] and [`exit`] are the program's other commands, which use the daemon through its socket only.
 //!
 //! # Following one message
 //!
@@ -67,6 +67,7 @@ pub mod descriptors;
 pub mod encrypt;
 pub mod endpoint;
 pub mod exit;
+pub mod ids;
 pub mod ingest;
 pub mod limits;
 pub mod message;

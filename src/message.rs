@@ -96,7 +96,7 @@ pub struct Lane {
 }
 
 /// A message's ULID. Its 80 low bits hold the commit number (56 bits), the place in it (16) and 8 random bits, so it needs
-/// no index; the 48 high bits are the time of acceptance in milliseconds.
+/// no index; the 48 high bits are the time of acceptance in milliseconds. Clients see it as a [`crate::ids::VisibleId`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(pub u128);
 
@@ -124,33 +124,12 @@ impl MessageId {
     }
 }
 
-impl fmt::Display for MessageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(ulid::Ulid(self.0).array_to_str(&mut [0; ulid::ULID_LEN]))
-    }
-}
-
+/// For tests and panics only: it counts what all apps do, so it has no text that could be shown by mistake (see `ids`).
 impl fmt::Debug for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "MessageId({}/{})", self.commit(), self.place())
     }
 }
-
-impl std::str::FromStr for MessageId {
-    type Err = NotAUlid;
-
-    fn from_str(text: &str) -> Result<Self, NotAUlid> {
-        // 26 characters of 5 bits hold 130: a first one above 7 would be cut silently, and two texts would name one message.
-        if !matches!(text.as_bytes().first(), Some(b'0'..=b'7')) {
-            return Err(NotAUlid);
-        }
-        ulid::Ulid::from_string(text).map(|id| MessageId(id.0)).map_err(|_| NotAUlid)
-    }
-}
-
-/// The text is no ULID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAUlid;
 
 /// The base64url of the first 12 bytes of SHA-256(endpoint) names a subscription (DESIGN 3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

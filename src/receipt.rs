@@ -1,17 +1,18 @@
 //! Receipts (DESIGN 4): the token that a recipient's service worker hands back, through the application, as `feedback`.
 //!
 //! Promises. A receipt names the message and the subscription it was issued for, and only this store can issue one: it ends in a
-//! keyed MAC, checked in constant time. It holds no secret, so anybody who reads it learns two ids that the application knows
-//! anyway. Issuing and opening need no store: nothing is kept for a receipt until it comes back.
+//! keyed MAC, checked in constant time. It holds no secret: both ids are those that the application sees, and tell whoever reads
+//! them no more than they tell the application. Issuing and opening need no store: nothing is kept for a receipt until it comes back.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::ids::VisibleId;
 use crate::ingest::request::Receipt;
 use crate::limits::{RECEIPT_BYTES, RECEIPT_CHARS};
-use crate::message::{MessageId, SubscriptionId};
+use crate::message::SubscriptionId;
 
 /// Of the MAC: RFC 2104 section 5 lets it be cut to half, and 128 bits cannot be guessed through a socket.
 const MAC_BYTES: usize = 16;
@@ -35,9 +36,9 @@ impl Receipts {
     }
 
     /// The receipt of this recipient of the message, in base64url.
-    pub fn issue(&self, message: MessageId, subscription: SubscriptionId) -> [u8; RECEIPT_CHARS] {
+    pub fn issue(&self, message: VisibleId, subscription: SubscriptionId) -> [u8; RECEIPT_CHARS] {
         let mut receipt: Receipt = [0; RECEIPT_BYTES];
-        receipt[..16].copy_from_slice(&message.0.to_be_bytes());
+        receipt[..16].copy_from_slice(&message.to_bytes());
         receipt[16..IDS_BYTES].copy_from_slice(&subscription.0);
         let mac = self.keyed.clone().chain_update(&receipt[..IDS_BYTES]).finalize().into_bytes();
         receipt[IDS_BYTES..].copy_from_slice(&mac[..MAC_BYTES]);
@@ -48,11 +49,11 @@ impl Receipts {
     }
 
     /// What the receipt was issued for, if this store issued it. Takes as long for a wrong one as for a right one.
-    pub fn open(&self, receipt: &Receipt) -> Option<(MessageId, SubscriptionId)> {
+    pub fn open(&self, receipt: &Receipt) -> Option<(VisibleId, SubscriptionId)> {
         let (ids, mac) = receipt.split_at(IDS_BYTES);
         self.keyed.clone().chain_update(ids).verify_truncated_left(mac).ok()?;
         let (message, subscription) = ids.split_first_chunk()?;
-        Some((MessageId(u128::from_be_bytes(*message)), SubscriptionId(subscription.try_into().ok()?)))
+        Some((VisibleId::from_bytes(*message), SubscriptionId(subscription.try_into().ok()?)))
     }
 }
 
@@ -69,8 +70,8 @@ mod tests {
     /// Kept by pages and tested by others: receipts already issued must open after an update.
     #[test]
     fn the_form_stays_as_it_is() {
-        let text =
-            Receipts::new(&[7; 32]).issue(MessageId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), SubscriptionId([0xff; 12]));
+        let text = Receipts::new(&[7; 32])
+            .issue(VisibleId::from_bytes(std::array::from_fn(|n| n as u8 + 1)), SubscriptionId([0xff; 12]));
         let mut mac = Hmac::<Sha256>::new_from_slice(&[7; 32]).expect("a key");
         mac.update(b"receipt\0\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10");
         mac.update(&[0xff; 12]);
@@ -83,16 +84,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_issued_opens(secret in any::<[u8; 32]>(), message in any::<u128>(), subscription in any::<[u8; 12]>()) {
+        fn what_was_issued_opens(secret in any::<[u8; 32]>(), message in any::<[u8; 16]>(), subscription in any::<[u8; 12]>()) {
             let receipts = Receipts::new(&secret);
-            let receipt = decoded(&receipts.issue(MessageId(message), SubscriptionId(subscription)));
-            prop_assert_eq!(receipts.open(&receipt), Some((MessageId(message), SubscriptionId(subscription))));
+            let receipt = decoded(&receipts.issue(VisibleId::from_bytes(message), SubscriptionId(subscription)));
+            prop_assert_eq!(receipts.open(&receipt), Some((VisibleId::from_bytes(message), SubscriptionId(subscription))));
         }
 
         #[test]
-        fn every_flipped_bit_is_refused(secret in any::<[u8; 32]>(), message in any::<u128>(), subscription in any::<[u8; 12]>()) {
+        fn every_flipped_bit_is_refused(secret in any::<[u8; 32]>(), message in any::<[u8; 16]>(), subscription in any::<[u8; 12]>()) {
             let receipts = Receipts::new(&secret);
-            let receipt = decoded(&receipts.issue(MessageId(message), SubscriptionId(subscription)));
+            let receipt = decoded(&receipts.issue(VisibleId::from_bytes(message), SubscriptionId(subscription)));
             for bit in 0..RECEIPT_BYTES * 8 {
                 let mut flipped = receipt;
                 flipped[bit / 8] ^= 1 << (bit % 8);
@@ -102,10 +103,10 @@ mod tests {
 
         #[test]
         fn another_store_refuses_it(
-            one in any::<[u8; 32]>(), other in any::<[u8; 32]>(), message in any::<u128>(), subscription in any::<[u8; 12]>(),
+            one in any::<[u8; 32]>(), other in any::<[u8; 32]>(), message in any::<[u8; 16]>(), subscription in any::<[u8; 12]>(),
         ) {
             prop_assume!(one != other);
-            let receipt = decoded(&Receipts::new(&one).issue(MessageId(message), SubscriptionId(subscription)));
+            let receipt = decoded(&Receipts::new(&one).issue(VisibleId::from_bytes(message), SubscriptionId(subscription)));
             prop_assert_eq!(Receipts::new(&other).open(&receipt), None);
         }
 

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::ids::{Ids, VisibleId};
 use crate::message::{Delivery, Message, MessageId};
 use crate::receipt::Receipts;
 use crate::template::Form;
@@ -14,10 +15,17 @@ use crate::template::Form;
 /// Messages whose bodies are kept compiled, a worker: a few times what lanes take turns.
 const FORMS_MAX: usize = 16;
 
+/// What is worked out once for all recipients of a message.
+struct Compiled {
+    form: Form,
+    /// What its receipts name it by.
+    shown: VisibleId,
+}
+
 /// What a worker fills bodies with.
 #[derive(Default)]
 pub struct Filler {
-    forms: VecDeque<(MessageId, Form)>,
+    forms: VecDeque<(MessageId, Compiled)>,
     /// The filled bodies of this slice, one behind the other.
     text: Vec<u8>,
     /// One for each delivery of this slice; None: its message's body as it is.
@@ -26,13 +34,13 @@ pub struct Filler {
 
 impl Filler {
     /// Makes the plaintexts of a slice, in place of the last slice's.
-    pub fn fill<'a>(&mut self, slice: impl Iterator<Item = &'a Delivery>, receipts: &Receipts) {
+    pub fn fill<'a>(&mut self, slice: impl Iterator<Item = &'a Delivery>, receipts: &Receipts, ids: &Ids) {
         self.text.clear();
         self.places.clear();
         for delivery in slice {
             let message = &delivery.message;
             let differs = message.template || message.receipt_at.is_some();
-            let place = differs.then(|| self.fill_one(delivery, receipts));
+            let place = differs.then(|| self.fill_one(delivery, receipts, ids));
             self.places.push(place);
         }
     }
@@ -45,24 +53,25 @@ impl Filler {
         }
     }
 
-    fn fill_one(&mut self, delivery: &Delivery, receipts: &Receipts) -> Range<usize> {
+    fn fill_one(&mut self, delivery: &Delivery, receipts: &Receipts, ids: &Ids) -> Range<usize> {
         let (message, recipient) = (&delivery.message, &delivery.recipient);
-        let receipt = message.receipt_at.map(|_| receipts.issue(message.id, recipient.subscription_id()));
         let start = self.text.len();
-        let form = form(&mut self.forms, message);
+        let Compiled { form, shown } = compiled(&mut self.forms, message, ids);
+        let receipt = message.receipt_at.map(|_| receipts.issue(*shown, recipient.subscription_id()));
         form.fill(recipient.attributes.as_deref(), receipt.as_ref(), &mut self.text);
         start..self.text.len()
     }
 }
 
 /// The message's form, compiled if it is not among the last ones; the one that came first makes room.
-fn form<'a>(forms: &'a mut VecDeque<(MessageId, Form)>, message: &Message) -> &'a Form {
+fn compiled<'a>(forms: &'a mut VecDeque<(MessageId, Compiled)>, message: &Message, ids: &Ids) -> &'a Compiled {
     let known = forms.iter().rposition(|(id, _)| *id == message.id);
     let index = known.unwrap_or_else(|| {
         if forms.len() == FORMS_MAX {
             forms.pop_front();
         }
-        forms.push_back((message.id, Form::new(&message.body, message.template, message.receipt_at)));
+        let form = Form::new(&message.body, message.template, message.receipt_at);
+        forms.push_back((message.id, Compiled { form, shown: ids.show(message.id) }));
         forms.len() - 1
     });
     &forms[index].1
@@ -77,6 +86,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::ids::Since;
     use crate::limits::RECEIPT_CHARS;
     use crate::message::{
         BatchId, ContentType, DeliveryId, Encoding, Endpoint, Lane, Recipient, Registered, Service, SubscriptionId,
@@ -133,7 +143,7 @@ mod tests {
 
     #[test]
     fn each_gets_its_own() {
-        let receipts = Receipts::new(&[7; 32]);
+        let (receipts, ids) = (Receipts::new(&[7; 32]), Ids::new(&[7; 32], Since::default()));
         let zeros = "0".repeat(RECEIPT_CHARS);
         let plain = message(1, r#"{"a":"{{name}}"}"#, false, None);
         let template = message(2, r#"{"a":"{{name}}"}"#, true, None);
@@ -154,7 +164,7 @@ mod tests {
         slice[5].recipient.registered = Some(registered);
         let mut filler = Filler::default();
         for _ in 0..2 {
-            filler.fill(slice.iter(), &receipts);
+            filler.fill(slice.iter(), &receipts, &ids);
             let text = |n: usize| std::str::from_utf8(filler.payload(n, &slice[n].message)).expect("UTF-8");
             assert_eq!((text(0), text(4)), (r#"{"a":"{{name}}"}"#, r#"{"a":"{{name}}"}"#));
             assert_eq!((text(1), text(3)), (r#"{"a":"anna"}"#, r#"{"a":"bert"}"#));
@@ -164,20 +174,20 @@ mod tests {
                 let receipt = URL_SAFE_NO_PAD.decode(&text(n)[12..12 + RECEIPT_CHARS]).expect("base64url");
                 receipts.open(&receipt.try_into().expect("its length"))
             };
-            assert_eq!(opened(2), Some((MessageId(3), SubscriptionId::of("https://push.example/anna"))));
-            assert_eq!(opened(5), Some((MessageId(3), SubscriptionId([5; 12]))));
+            assert_eq!(opened(2), Some((ids.show(MessageId(3)), SubscriptionId::of("https://push.example/anna"))));
+            assert_eq!(opened(5), Some((ids.show(MessageId(3)), SubscriptionId([5; 12]))));
             assert_eq!(filler.forms.len(), 2);
         }
     }
 
     #[test]
     fn forms_are_bounded() {
-        let receipts = Receipts::new(&[7; 32]);
+        let (receipts, ids) = (Receipts::new(&[7; 32]), Ids::new(&[7; 32], Since::default()));
         let mut filler = Filler::default();
         for n in 0..100 {
             let message = message(n, &format!(r#"{{"a":"{{{{name}}}} {n}"}}"#), true, None);
             let slice = [delivery(&message, "anna"), delivery(&message, "bert")];
-            filler.fill(slice.iter(), &receipts);
+            filler.fill(slice.iter(), &receipts, &ids);
             assert_eq!(filler.payload(1, &message), format!(r#"{{"a":"bert {n}"}}"#).as_bytes());
         }
         assert_eq!(filler.forms.len(), FORMS_MAX);

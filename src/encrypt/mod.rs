@@ -167,7 +167,7 @@ impl Worker {
     fn seal(&mut self, slice: &mut Vec<Ready>, run: &Run, settled: &mut Vec<Settled>) {
         let started = Instant::now();
         let shared = &self.shared;
-        self.filler.fill(slice.iter().map(|ready| &*ready.delivery), &shared.receipts);
+        self.filler.fill(slice.iter().map(|ready| &*ready.delivery), &shared.receipts, &shared.store.ids);
         let plains: Vec<Plain<'_>> = slice
             .iter()
             .enumerate()

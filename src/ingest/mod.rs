@@ -378,6 +378,7 @@ impl Reader {
 
     fn prepare(&self, request: Request, id: &RequestId, now: crate::message::UnixMillis) -> Prepared {
         let apps = || self.socket.apps();
+        let ids = &self.door.store.ids;
         let preparing = |app: &str| self.preparing(app, now);
         let id = id.clone();
         match request {
@@ -392,12 +393,12 @@ impl Reader {
                 Prepared::Write(Op::Send(Box::new(prepare_send(*send, &preparing(&app)))), Told::Send { id, rejected })
             }
             Request::Add(add) => {
-                let message_id = add.message_id;
+                let message_id = ids.read(add.message_id);
                 let list = self.door.store.lists.get(ListKey::of(message_id)).filter(|list| list.message.id == message_id);
                 // Another app's is not even prepared for: it must not take longer than one that does not exist.
                 let list = list.filter(|list| self.socket.rules.load().apps.contains_key(&list.message.app));
                 let rejected = add.subscriptions.rejected.clone();
-                let told = Told::Add { id, message_id, rejected };
+                let told = Told::Add { id, message_id: add.message_id, rejected };
                 let op = match list {
                     Some(list) => prepare_add(add, &list.message, apps(), &preparing(&list.message.app)),
                     // The writer says what is wrong with it.
@@ -406,11 +407,14 @@ impl Reader {
                 Prepared::Write(op, told)
             }
             Request::Close { message_id, step } => {
-                Prepared::Write(Op::Close { message_id, step, apps: apps() }, Told::Add { id, message_id, rejected: Vec::new() })
+                let op = Op::Close { message_id: ids.read(message_id), step, apps: apps() };
+                Prepared::Write(op, Told::Add { id, message_id, rejected: Vec::new() })
             }
-            Request::Cancel(target) => Prepared::Write(Op::Cancel { target, apps: apps() }, Told::Plain { id }),
-            Request::Pause(target) => Prepared::Write(Op::Pause { target, apps: apps() }, Told::Plain { id }),
-            Request::Resume { target, rate } => Prepared::Write(Op::Resume { target, rate, apps: apps() }, Told::Plain { id }),
+            Request::Cancel(target) => Prepared::Write(Op::Cancel { target: target.read(ids), apps: apps() }, Told::Plain { id }),
+            Request::Pause(target) => Prepared::Write(Op::Pause { target: target.read(ids), apps: apps() }, Told::Plain { id }),
+            Request::Resume { target, rate } => {
+                Prepared::Write(Op::Resume { target: target.read(ids), rate, apps: apps() }, Told::Plain { id })
+            }
             Request::Drain { on } if self.socket.operator => Prepared::Write(Op::Drain { on }, Told::Plain { id }),
             Request::Drain { .. } | Request::Backup { .. } if !self.socket.operator => {
                 Prepared::Refused(problem(Code::NotAllowed, Some("op"), "this is for the operator's socket"))
@@ -449,9 +453,13 @@ impl Reader {
             Request::Presence { who, online, lease, session } => {
                 Prepared::Write(Op::Presence { who, online, lease, session, apps: apps() }, Told::Presence { id })
             }
-            Request::MarkRead { who, what } => Prepared::Write(Op::MarkRead { who, what, apps: apps() }, Told::MarkRead { id }),
+            Request::MarkRead { who, what } => {
+                let what = what.read(&self.door.store.ids);
+                Prepared::Write(Op::MarkRead { who, what, apps: apps() }, Told::MarkRead { id })
+            }
             Request::Feedback { receipt, kind } => match self.door.receipts.open(&receipt) {
                 Some((message, subscription)) => {
+                    let message = self.door.store.ids.read(message);
                     Prepared::Write(Op::Feedback { id: message, subscription, kind, apps: apps() }, Told::Plain { id })
                 }
                 None => {

@@ -6,11 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::encrypt::vapid::Tokens;
+use crate::ids::Position;
 use crate::ingest::json::write_string;
 use crate::ingest::reply::{begin_ok, end, member, member_text, member_time};
 use crate::ingest::request::{Code, Of, Problem, RequestId, Whose};
 use crate::ingest::subscription_name;
-use crate::message::{Encoding, Name, Reference, Segment, Service, SubscriptionId, SubscriptionKey, UnixMillis};
+use crate::message::{Encoding, Name, Reference, Segment, SubscriptionId, SubscriptionKey, UnixMillis};
 use crate::store::commit::Apps;
 use crate::store::live::lock;
 use crate::store::registry::{Known, account_hash};
@@ -168,16 +169,12 @@ pub(super) fn write_account(
     Ok(())
 }
 
-/// Where a list goes on: the app's number, service and serial.
-fn cursor(app: u16, key: SubscriptionKey) -> String {
-    format!("{app}.{}.{}", key.service.0, key.serial)
-}
-
-fn parse_cursor(text: &str) -> Option<(u16, SubscriptionKey)> {
-    let mut parts = text.split('.');
-    let app = parts.next()?.parse().ok()?;
-    let key = SubscriptionKey { service: Service(parts.next()?.parse().ok()?), serial: parts.next()?.parse().ok()? };
-    parts.next().is_none().then_some((app, key))
+/// The app's number and the key that a list goes on behind.
+fn parse_cursor(store: &Store, text: &str) -> Option<(u16, SubscriptionKey)> {
+    match store.ids.open(text)? {
+        Position::Subscription { app, key } => Some((app, key)),
+        _ => None,
+    }
 }
 
 /// What a list is to have.
@@ -196,7 +193,10 @@ pub(super) fn write_list(
     apps: &Apps,
     out: &mut Vec<u8>,
 ) -> Result<(), ListError> {
-    let after = listing.after.map(|text| parse_cursor(text).ok_or(ListError::Cursor)).transpose()?;
+    let after = listing.after.map(|text| parse_cursor(store, text).ok_or(ListError::Cursor)).transpose()?;
+    if after.is_some_and(|(of, _)| !apps.iter().any(|app| store.registry.app(app) == Some(of))) {
+        return Err(ListError::Cursor);
+    }
     let all = Segment::default();
     let mut found: Vec<Known> = Vec::new();
     let mut next = None;
@@ -224,18 +224,18 @@ pub(super) fn write_list(
         };
         found.extend(page);
         if let Some(more) = more {
-            next = Some(cursor(number, more));
+            next = Some(Position::Subscription { app: number, key: more });
             break;
         }
         if found.len() == listing.limit {
-            next = found.last().map(|known| cursor(number, known.key));
+            next = found.last().map(|known| Position::Subscription { app: number, key: known.key });
             break;
         }
     }
     begin_ok(out, id);
     write_all(store, &found, listing.reveal, out);
     match next {
-        Some(after) => member_text(out, "after", &after),
+        Some(after) => member_text(out, "after", &store.ids.seal(after)),
         None => member(out, "after", "null"),
     }
     end(out);
@@ -252,12 +252,18 @@ pub(super) fn write_disabled(
     out: &mut Vec<u8>,
 ) -> Result<(), ListError> {
     let cursor = |text: &str| {
-        let (number, account) = text.split_once('.')?;
-        Some((number.parse::<u16>().ok()?, account.to_owned()))
+        let (app, account) = text.split_once('.')?;
+        match store.ids.open(app)? {
+            Position::App(number) => Some((number, account.to_owned())),
+            _ => None,
+        }
     };
     let after = after.map(|text| cursor(text).ok_or(ListError::Cursor)).transpose()?;
     let mut numbers: Vec<(u16, &Arc<str>)> = apps.iter().filter_map(|app| Some((store.registry.app(app)?, app))).collect();
     numbers.sort_unstable();
+    if after.as_ref().is_some_and(|(of, _)| !numbers.iter().any(|(number, _)| number == of)) {
+        return Err(ListError::Cursor);
+    }
     let mut found = Vec::new();
     for (number, app) in numbers {
         let behind = match &after {
@@ -286,7 +292,7 @@ pub(super) fn write_disabled(
     }
     out.push(b']');
     match found.last().filter(|_| more) {
-        Some((number, _, account)) => member_text(out, "after", &format!("{number}.{account}")),
+        Some((number, _, account)) => member_text(out, "after", &format!("{}.{account}", store.ids.seal(Position::App(*number)))),
         None => member(out, "after", "null"),
     }
     end(out);

@@ -8,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::json::write_string;
 use super::request::{Problem, Rejected, RequestId};
+use crate::ids::VisibleId;
 use crate::message::{Reference, UnixMillis};
 
 /// Begins a reply of success, `{"id":…,"ok":true`. The caller appends members, each with a leading comma, and ends it with
@@ -32,6 +33,14 @@ pub fn member(out: &mut Vec<u8>, name: &str, value: impl Display) {
 pub fn member_text(out: &mut Vec<u8>, name: &str, text: &str) {
     member_name(out, name);
     write_string(text, out);
+}
+
+/// Appends `,"message_id":"…"`.
+pub fn member_message_id(out: &mut Vec<u8>, id: VisibleId) {
+    member_name(out, "message_id");
+    out.push(b'"');
+    out.extend_from_slice(id.text(&mut [0; ulid::ULID_LEN]).as_bytes());
+    out.push(b'"');
 }
 
 /// Appends `,"name":"2026-11-22T10:30:00.000Z"`.

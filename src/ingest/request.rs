@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::ids::{Ids, VisibleId};
 use crate::message::{
     Account, Attributes, ContentType, Ending, MessageId, Name, Recipient, Segment, SubscriptionId, UnixMillis, Urgency,
 };
@@ -17,16 +18,16 @@ pub enum Request {
     Send(Box<Send>),
     Add(Add),
     Close {
-        message_id: MessageId,
+        message_id: VisibleId,
         step: Option<Step>,
     },
     Status {
-        message_id: MessageId,
+        message_id: VisibleId,
     },
-    Cancel(Target),
-    Pause(Target),
+    Cancel(Target<VisibleId>),
+    Pause(Target<VisibleId>),
     Resume {
-        target: Target,
+        target: Target<VisibleId>,
         rate: Option<f64>,
     },
     ListMessages {
@@ -73,7 +74,7 @@ pub enum Request {
     },
     MarkRead {
         who: Whose,
-        what: Read,
+        what: Read<VisibleId>,
     },
     ListSubscriptions {
         of: Of,
@@ -159,9 +160,19 @@ pub struct Update {
 
 /// What `mark_read` has been read.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Read {
-    Message(MessageId),
+pub enum Read<Id = MessageId> {
+    Message(Id),
     Topic(Arc<str>),
+}
+
+impl Read<VisibleId> {
+    /// The same with the message's own id.
+    pub fn read(self, ids: &Ids) -> Read {
+        match self {
+            Read::Message(id) => Read::Message(ids.read(id)),
+            Read::Topic(topic) => Read::Topic(topic),
+        }
+    }
 }
 
 /// Which subscriptions `list_subscriptions` lists.
@@ -319,7 +330,7 @@ pub struct Rejected {
 /// `add`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Add {
-    pub message_id: MessageId,
+    pub message_id: VisibleId,
     pub subscriptions: Subscriptions,
     pub step: Option<Step>,
 }
@@ -332,12 +343,23 @@ pub struct Step {
     pub previous: Option<Box<str>>,
 }
 
-/// What `cancel`, `pause` and `resume` concern; exactly one.
+/// What `cancel`, `pause` and `resume` concern; exactly one. A request names a message as clients see it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
-    Message(MessageId),
+pub enum Target<Id = MessageId> {
+    Message(Id),
     Label(Arc<str>),
     App(Arc<str>),
+}
+
+impl Target<VisibleId> {
+    /// The same with the message's own id.
+    pub fn read(self, ids: &Ids) -> Target {
+        match self {
+            Target::Message(id) => Target::Message(ids.read(id)),
+            Target::Label(label) => Target::Label(label),
+            Target::App(app) => Target::App(app),
+        }
+    }
 }
 
 /// The state of a message.
@@ -374,7 +396,7 @@ pub struct Events {
     pub types: Option<Vec<EventType>>,
     pub app: Option<Arc<str>>,
     pub label: Option<String>,
-    pub message_id: Option<MessageId>,
+    pub message_id: Option<VisibleId>,
     pub account: Option<String>,
     pub subscription_id: Option<SubscriptionId>,
 }

@@ -538,6 +538,7 @@ fn line(subscription: &Subscription, detail: &Detail, app: Option<&String>, key:
 mod tests {
     use super::super::{Rows, testing};
     use super::*;
+    use crate::message::MessageId;
 
     fn open_store(data_dir: &Path) -> Store {
         Store::open(data_dir, &testing::settings(), &[]).expect("the directory is writable")
@@ -587,6 +588,8 @@ mod tests {
         assert_eq!(restored.from_backup().expect("it comes from one").name, "one");
         assert_ne!(restored.id, store.id, "cursors of the old one are not taken");
         assert_eq!(restored.secret, store.secret);
+        let id = MessageId::new(clock::now(), 7, 0, 0);
+        assert_eq!(restored.ids.show(id), store.ids.show(id), "an application knows its messages again");
         drop(restored);
         let restored = open_store(&there);
         assert!(restored.from_backup().is_some(), "until it is told");

@@ -410,7 +410,7 @@ pub fn prepare_add(mut add: Add, message: &Message, apps: Apps, preparing: &Prep
         add.subscriptions.good.iter_mut().for_each(|recipient| recipient.attributes = None);
     }
     let chunks = prepare_chunks(add.subscriptions.good, &message.app, message.topic.as_deref(), preparing);
-    Op::Add { message_id: add.message_id, chunks, rejected, step: add.step, apps }
+    Op::Add { message_id: message.id, chunks, rejected, step: add.step, apps }
 }
 
 pub fn parts(recipients: Vec<Recipient>, message: &Message) -> Vec<Part> {

@@ -386,8 +386,9 @@ impl<M: Model> World<M> {
         }
         for id in messages {
             let counts = self.status(id).counts;
-            assert_eq!(counts.pending(), 0, "{id}");
-            assert_eq!(told.get(&id.to_string()).copied().unwrap_or_default(), counts.ended, "{id}");
+            assert_eq!(counts.pending(), 0, "{id:?}");
+            let told = told.get(&store.ids.show(id).to_string()).copied();
+            assert_eq!(told.unwrap_or_default(), counts.ended, "{id:?}");
         }
     }
 }

@@ -49,6 +49,7 @@ use rocksdb::{
 use crate::clock;
 use crate::complaint::Complaint;
 use crate::config;
+use crate::ids::{Ids, Since};
 use crate::message::{Origin, Service, UnixMillis};
 use crate::printable;
 use crate::store::erase::Erasures;
@@ -287,6 +288,8 @@ pub struct Store {
     pub services: Services,
     /// Names this store in cursors; random, made with it.
     pub id: [u8; 8],
+    /// Shows and reads message ids and cursors.
+    pub ids: Ids,
     /// Keys the hash that goes out as `Topic`, and the hash that logs show.
     pub secret: [u8; 32],
     /// Deliveries that have not ended.
@@ -548,6 +551,7 @@ impl Store {
             gates: Gates::new(settings.checkpoint_interval),
             services: Services { names: RwLock::default(), origins: RwLock::default() },
             id: [0; 8],
+            ids: Ids::new(&[0; 32], Since::default()),
             secret: [0; 32],
             pending: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -570,7 +574,7 @@ impl Store {
         let failed = |error: &str| OpenError::Database(error.to_owned());
         let mut rows = Rows::new();
         let (mut id, mut secret) = (self.id, self.secret);
-        let last_written;
+        let (last_written, since);
         {
             let reader = self.reader().map_err(|_| failed("closed"))?;
             let meta = |key: &str| reader.value(family::META, key).map_err(|_| failed("the meta rows cannot be read"));
@@ -598,7 +602,19 @@ impl Store {
                     rows.put(&reader, family::META, "identity", fresh);
                 }
             }
-            last_written = meta("last")?.and_then(|row| LastCommit::decode(row).ok()).map(|last| last.written);
+            let last = meta("last")?.map(|row| LastCommit::decode(row).map_err(|_| failed("the row `last` is damaged")));
+            let last = last.transpose()?;
+            since = match meta("opaque_since")? {
+                Some(row) => decode_since(row).map_err(|_| failed("the row `opaque_since` is damaged"))?,
+                None => {
+                    let event = meta("events_end")?.map_or(Ok(0), |row| Take::new(row).u64());
+                    let event = event.map_err(|_| failed("the row `events_end` is damaged"))?;
+                    let since = Since { commit: last.as_ref().map_or(0, |last| last.commit + 1), event };
+                    rows.put(&reader, family::META, "opaque_since", encode_since(since));
+                    since
+                }
+            };
+            last_written = last.map(|last| last.written);
             let mut names: Vec<(Service, Arc<str>)> =
                 ["other", "fcm", "mozilla", "apple", "wns"].into_iter().map(Arc::from).enumerate().map(numbered).collect();
             reader
@@ -630,6 +646,7 @@ impl Store {
         }
         self.write(rows).map_err(|error| failed(&format!("{error:?}")))?;
         (self.id, self.secret, self.last_written) = (id, secret, last_written);
+        self.ids = Ids::new(&self.keyed_hash(b"ids"), since);
         Ok(())
     }
 
@@ -951,6 +968,18 @@ impl LastCommit {
         }
         Ok(LastCommit { commit, written, pending, apps })
     }
+}
+
+/// The row `opaque_since`, written once: by the first start with opaque ids. A store that is made by it has nothing that is older.
+fn encode_since(since: Since) -> Vec<u8> {
+    let mut put = Put::versioned();
+    put.u64(since.commit).u64(since.event);
+    put.0
+}
+
+fn decode_since(row: Bytes) -> Result<Since, record::Corrupt> {
+    let mut take = Take::versioned(row)?;
+    Ok(Since { commit: take.u64()?, event: take.u64()? })
 }
 
 /// A value of one number.

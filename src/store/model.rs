@@ -13,11 +13,12 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::clock;
+use crate::ids::{Since, VisibleId};
 use crate::ingest::request::{Payload, Send, Step, Subscriptions, Target, To};
 use crate::message::{Delivery, Ending, Message, MessageId, Recipient, Reference, Urgency};
 use crate::store::commit::{Done, Op, prepare_add, prepare_send};
-use crate::store::family;
 use crate::store::harness::{self, HOSTS, How, Model, Setup};
+use crate::store::{Rows, encode_since, family};
 
 /// How a message gets its recipients.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,13 +154,13 @@ impl Model for Plain {
         let mut pending = 0;
         for known in &world.model.messages {
             let counts = world.status(known.id).counts;
-            assert_eq!(counts.recipients, known.recipients.len() as u64, "{}", known.id);
+            assert_eq!(counts.recipients, known.recipients.len() as u64, "{:?}", known.id);
             let ended: u64 = counts.ended.iter().sum();
-            assert!(ended <= counts.recipients, "{}: {counts:?}", known.id);
+            assert!(ended <= counts.recipients, "{:?}: {counts:?}", known.id);
             pending += counts.pending();
             for ending in [Ending::Accepted, Ending::Gone] {
                 let ours = known.recipients.iter().filter(|of| world.ended.get(of) == Some(&ending)).count() as u64;
-                assert_eq!(counts.ended[ending as usize - 1], ours, "{}: {}", known.id, ending.as_str());
+                assert_eq!(counts.ended[ending as usize - 1], ours, "{:?}: {}", known.id, ending.as_str());
             }
         }
         // What a cancel has met in flight, and what it will end of a label or app, is told as cancelled before it is settled.
@@ -325,7 +326,7 @@ impl World {
         let (id, steps) = (self.model.messages[index].id, self.model.messages[index].steps);
         let step = Step { position: (steps + 1).to_string().into(), previous: (steps > 0).then(|| steps.to_string().into()) };
         let add = crate::ingest::request::Add {
-            message_id: id,
+            message_id: self.store().ids.show(id),
             subscriptions: Subscriptions { good, rejected: Vec::new() },
             step: Some(step),
         };
@@ -526,4 +527,72 @@ fn cancelling_what_has_ended_changes_nothing() {
         Act::Checkpoint,
         Act::Cancel(Aim::Message(0)),
     ]);
+}
+
+/// Opens the store anew with this row.
+fn restart_with(world: &mut World, since: Option<Since>) {
+    let store = world.store();
+    let mut rows = Rows::new();
+    let reader = store.reader().expect("open");
+    match since {
+        Some(since) => rows.put(&reader, family::META, "opaque_since", encode_since(since)),
+        None => rows.delete(&reader, family::META, "opaque_since"),
+    }
+    drop(reader);
+    store.write(rows).expect("written");
+    drop(store);
+    world.crash();
+}
+
+/// The ids that the events name.
+fn told_ids(world: &World) -> HashSet<String> {
+    let events = world.store().events_after(0, 1_000).expect("read");
+    let of = |json: &[u8]| serde_json::from_slice::<serde_json::Value>(json).expect("JSON")["message_id"].clone();
+    events.iter().map(|event| of(&event.json).as_str().expect("text").to_owned()).collect()
+}
+
+#[test]
+fn ids_and_cursors_that_were_given_out_plain_stay_good_and_newer_ones_are_opaque() {
+    let mut world = World::new();
+    // What version 0.1 did: all is plain, and there is no such row.
+    restart_with(&mut world, Some(Since { commit: u64::MAX, event: u64::MAX }));
+    world.act(&Act::Send(vec![PLAIN, New { kind: Kind::List, ..PLAIN }]));
+    world.drain();
+    world.checkpoint();
+    world.act(&Act::Send(vec![New { paused: true, ..PLAIN }]));
+    let old: Vec<MessageId> = world.model.messages.iter().map(|known| known.id).collect();
+    let plain: Vec<String> = old.iter().map(|id| ulid::Ulid(id.0).to_string()).collect();
+    let newest = world.store().event_range().expect("read").newest;
+    assert_eq!((told_ids(&world), newest), (plain[..2].iter().cloned().collect(), 10));
+
+    restart_with(&mut world, None);
+    for _ in 0..2 {
+        world.act(&Act::Send(vec![PLAIN]));
+        world.drain();
+        world.checkpoint();
+        let store = world.store();
+        for (id, text) in old.iter().zip(&plain) {
+            assert_eq!(store.ids.show(*id).to_string(), *text);
+            assert_eq!(store.ids.read(text.parse().expect("a ULID")), *id);
+            assert_eq!(world.status(*id).id, *id);
+        }
+        for known in &world.model.messages[3..] {
+            let text = ulid::Ulid(known.id.0).to_string();
+            let shown = store.ids.show(known.id);
+            assert_ne!(shown.to_string(), text);
+            assert_eq!(store.ids.read(shown), known.id);
+            let guessed = store.ids.read(text.parse::<VisibleId>().expect("a ULID"));
+            assert!(store.status(guessed, &world.apps, world.now()).expect("read").is_none(), "its plain form names nothing");
+        }
+        // Also those of what is told of it later.
+        let mut told: HashSet<String> = world.model.messages.iter().map(|known| store.ids.show(known.id).to_string()).collect();
+        assert!(told.remove(&plain[2]), "it is still paused");
+        assert_eq!(told_ids(&world), told);
+        assert_eq!(store.ids.event_number(&newest.to_string()), Some(newest));
+        assert_eq!(store.ids.event_number(&(newest + 1).to_string()), None, "it was not given out plain");
+        drop(store);
+        world.crash();
+    }
+    world.finish();
+    assert!(told_ids(&world).contains(&plain[2]), "it ended last, and is named as it was");
 }

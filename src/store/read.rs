@@ -190,16 +190,17 @@ impl Store {
         })
     }
 
-    /// Lists, newest first, from before `after` on; the second value is the id to go on after, if there is more.
+    /// Lists, newest first, from before `after` on; the second value is the list to go on after, if there is more. It may be one of
+    /// another app.
     pub fn list_messages(
         &self,
         wanted: impl Fn(&Status) -> bool,
         limit: usize,
-        after: Option<MessageId>,
+        after: Option<ListKey>,
         apps: &Apps,
         now: UnixMillis,
-    ) -> Result<(Vec<Status>, Option<MessageId>), ReadError> {
-        let end = after.map_or_else(|| vec![255; 16], |id| key::list_prefix(id.commit(), id.place()));
+    ) -> Result<(Vec<Status>, Option<ListKey>), ReadError> {
+        let end = after.map_or_else(|| vec![255; 16], |list| key::list_prefix(list.commit, list.place));
         let mut keys = Vec::new();
         let mut found = Vec::new();
         // Ids first, then each by point: a status wants all three rows and the live state.
@@ -211,8 +212,7 @@ impl Store {
             keys.len() < LISTS_SEEN
         })?;
         let mut more = None;
-        // A place in the log, and no message's id: what stands there may be another app's.
-        let last = keys.last().map(|last| MessageId::new(UnixMillis(0), last.commit, last.place, 0));
+        let last = keys.last().copied();
         let all_seen = keys.len() < LISTS_SEEN;
         for key in keys {
             let Some(list) = self.stored_list(key)? else { continue };
@@ -222,7 +222,7 @@ impl Store {
             let status = self.list_status(&list, now);
             if wanted(&status) {
                 if found.len() == limit {
-                    more = found.last().map(|status: &Status| status.id);
+                    more = found.last().map(|status: &Status| ListKey::of(status.id));
                     break;
                 }
                 found.push(status);

@@ -4,11 +4,10 @@ use super::*;
 use fanfare_loadtest::daemon::write_vapid_key;
 use std::os::unix::fs::PermissionsExt;
 
-#[test]
-fn two_apps_sockets_see_nothing_of_each_other() {
-    let directory = tempfile::tempdir().unwrap();
+/// A daemon with the apps `shop` and `news` beside `default`, each with a socket of its own in `directory`.
+fn two_apps(directory: &tempfile::TempDir) -> (Mock, Daemon) {
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let (mock, daemon) = start(|mut config| {
+    start(|mut config| {
         for app in ["shop", "news"] {
             write_vapid_key(path(&format!("{app}.pem")).as_ref()).unwrap();
             config = config
@@ -19,7 +18,14 @@ fn two_apps_sockets_see_nothing_of_each_other() {
                 .set(&format!("sockets.{app}.apps"), json!([app]));
         }
         config.set("events.log", json!(["accepted", "cancelled", "gone"]))
-    });
+    })
+}
+
+#[test]
+fn two_apps_sockets_see_nothing_of_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (mock, daemon) = two_apps(&directory);
     let mut operator = daemon.client();
     let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(path(app)).unwrap());
     assert_eq!(std::fs::metadata(path("shop")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -125,4 +131,132 @@ fn an_app_is_told_of_push_services_without_what_others_send_there() {
     let id = id_of(&shop.ok(&send(&browsers, json!({}))));
     wait_for("the origin to close", || Some(origins(&mut news).remove(0)).filter(|own| own["state"] != "open"));
     shop.ok(&json!({"op": "cancel", "message_id": id}));
+}
+
+/// What version 0.1 would have told: the commit that took a message, and its place in it.
+fn commit_and_place(id: &Value) -> (u64, u64) {
+    let ulid = ulid::Ulid::from_string(id.as_str().unwrap()).unwrap().0;
+    ((ulid >> 24) as u64 & ((1 << 56) - 1), (ulid >> 8) as u64 & 0xffff)
+}
+
+#[test]
+fn ids_and_cursors_of_one_app_do_not_tell_how_much_another_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mock, daemon) = two_apps(&directory);
+    let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(directory.path().join(app)).unwrap());
+    let browsers = mock.subscribe(0, 4);
+    let paused = send(&browsers[..1], json!({"paused": true, "payload": "x"}));
+    let (mut ids, mut cursors) = (Vec::new(), Vec::new());
+    for n in 0..128 {
+        ids.push(commit_and_place(&id_of(&news.ok(&paused))));
+        for _ in 0..n % 4 {
+            let id = id_of(&shop.ok(&paused));
+            shop.ok(&json!({"op": "cancel", "message_id": id}));
+        }
+        let end = news.events(&json!({"op": "events", "after": "newest"})).unwrap().1;
+        cursors.push(end["cursor"].as_str().unwrap().to_owned());
+    }
+    // A coin thrown 127 times gives fewer than 30 or more than 98 heads once in 10^9.
+    let rising = ids.windows(2).filter(|pair| pair[0].0 < pair[1].0).count();
+    assert!((30..98).contains(&rising), "{rising} of 127 came from a later commit than the one before");
+    let near = ids.windows(2).filter(|pair| pair[0].0.abs_diff(pair[1].0) < 1 << 40).count();
+    assert_eq!(near, 0, "commits next to each other look so");
+    let places: std::collections::HashSet<u64> = ids.iter().map(|(_, place)| *place).collect();
+    assert!(places.len() > 100, "each was alone in its commit, and its place is not told: {places:?}");
+
+    // The log has grown by 192 events of the other app meanwhile; no cursor tells the number, and none is found by trying.
+    let (store, number) = cursors.last().unwrap().split_once('-').unwrap();
+    assert!(number.len() == 22 && !number.bytes().all(|byte| byte.is_ascii_digit()), "{number}");
+    for guess in 0..400 {
+        let error = news.error(&json!({"op": "events", "after": format!("{store}-{guess}")}));
+        assert_eq!(error["code"], "cursor_expired", "{guess}");
+    }
+    // Each goes on from where it was all the same, also on the operator's socket.
+    let id = id_of(&news.ok(&paused));
+    news.ok(&json!({"op": "cancel", "message_id": id}));
+    wait_events(&mut news, &id, 1);
+    for cursor in &cursors {
+        let (events, _) = news.events(&json!({"op": "events", "after": cursor})).unwrap();
+        assert_eq!(events.iter().map(id_of).collect::<Vec<_>>(), [id.clone()]);
+    }
+    let (events, _) = daemon.client().events(&json!({"op": "events", "after": cursors[0], "limit": 100_000})).unwrap();
+    assert_eq!(events.len(), 193, "those of the other app, and the one of this");
+}
+
+#[test]
+fn cursors_of_lists_tell_no_number_and_are_good_where_they_were_given_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mock, daemon) = two_apps(&directory);
+    let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(directory.path().join(app)).unwrap());
+    let browsers = mock.subscribe(0, 3);
+    // As long as a name may be: the cursor holds it.
+    let long = |n: usize| format!("{n}{}", "a".repeat(127));
+    for client in [&mut shop, &mut news] {
+        for (n, browser) in browsers.iter().enumerate() {
+            client.ok(&json!({"op": "subscribe", "subscription": browser.json()}));
+            client.ok(&json!({"op": "account", "account": long(n), "enabled": false}));
+            client.ok(&json!({"op": "send", "to": {"stream": true}, "payload": "x"}));
+        }
+    }
+    for (op, rows) in [("list_subscriptions", "subscriptions"), ("disabled_accounts", "accounts"), ("list_messages", "messages")]
+    {
+        let (mut seen, mut after, mut first) = (Vec::new(), Value::Null, String::new());
+        loop {
+            let page = news.ok(&json!({"op": op, "limit": 1, "after": after}));
+            seen.extend(page[rows].as_array().unwrap().clone());
+            after = page["after"].clone();
+            let Some(text) = after.as_str() else { break };
+            assert!(text.len() >= 22 && !text[..22].contains('.'), "{text}");
+            if first.is_empty() {
+                first = text.to_owned();
+            }
+            assert!(seen.len() < 4, "{op} ends");
+        }
+        assert_eq!(seen.len(), 3, "{op}");
+        let mut refused = vec!["?".to_owned(), "A".repeat(22), format!("{}.x", "A".repeat(22)), cursor_of_another(&mut news, op)];
+        // As version 0.1 wrote them: app, service and serial, or app and account, or the message.
+        refused.extend((0..4).flat_map(|app| (0..20).map(move |service| format!("{app}.{service}.1"))));
+        refused.extend((0..4).map(|app| format!("{app}.{}", long(0))));
+        refused.push("01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned());
+        for wrong in refused {
+            let error = news.error(&json!({"op": op, "limit": 1, "after": wrong}));
+            assert_eq!((&error["code"], &error["field"]), (&json!("invalid_field"), &json!("after")), "{op} {wrong}");
+        }
+        if op != "list_messages" {
+            let error = shop.error(&json!({"op": op, "limit": 1, "after": first}));
+            assert_eq!(
+                (&error["code"], &error["field"]),
+                (&json!("invalid_field"), &json!("after")),
+                "{op}: it is the other app's"
+            );
+        }
+        assert_eq!(daemon.client().ok(&json!({"op": op, "limit": 1, "after": first}))[rows].as_array().unwrap().len(), 1, "{op}");
+    }
+}
+
+/// A good cursor, but of another operation.
+fn cursor_of_another(client: &mut Client, op: &str) -> String {
+    match op {
+        "list_messages" => client.ok(&json!({"op": "list_subscriptions", "limit": 1}))["after"].as_str().unwrap().to_owned(),
+        _ => client.ok(&json!({"op": "list_messages", "limit": 1}))["after"].as_str().unwrap().to_owned(),
+    }
+}
+
+#[test]
+fn an_app_sees_the_push_services_that_it_sends_to_and_not_how_much_all_send() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mock, daemon) = two_apps(&directory);
+    let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(directory.path().join(app)).unwrap());
+    let id = id_of(&shop.ok(&send(&mock.subscribe(0, 1), json!({"payload": "x"}))));
+    wait_ended(&mut shop, &id);
+    assert_eq!(news.ok(&json!({"op": "origins"}))["origins"], json!([]), "it has sent nothing");
+    let [own, all] = [&mut shop, &mut daemon.client()].map(|client| client.ok(&json!({"op": "origins"}))["origins"].clone());
+    assert_eq!((own.as_array().unwrap().len(), &own[0]["state"]), (1, &json!("open")));
+    for name in ["window", "in_flight", "waiting", "connections", "capacity", "resends", "timeouts"] {
+        assert_eq!(own[0][name], Value::Null, "{name}");
+        assert!(all[0][name].is_number(), "{name}: {all}");
+    }
+    for name in ["service", "origin", "state", "probe_at", "last_error", "last_error_at", "protocol", "token_expires"] {
+        assert_eq!(own[0][name], all[0][name], "{name}");
+    }
 }

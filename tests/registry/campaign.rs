@@ -41,6 +41,9 @@ fn a_pause_holds_and_a_resume_goes_on() {
     assert!(held < 1_400, "{held} had gone out");
     let paused = status(&mut client, &id);
     assert_eq!((&paused["state"], &paused["open"]), (&json!("paused"), &json!(true)), "{paused}");
+    // In thousandths: with every digit of a fraction one would know its denominator, which is what all apps have.
+    let walked = paused["walked"].as_f64().expect("a campaign walks");
+    assert!(walked > 0.0 && walked < 1.0 && (walked * 1_000.0 - (walked * 1_000.0).round()).abs() < 1e-9, "{paused}");
     client.ok(&json!({"op": "pause", "message_id": id}));
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(mock.counters().requests, held, "it is paused");

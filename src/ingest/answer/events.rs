@@ -1,5 +1,6 @@
 //! `events`: the log is read a page at a time, and followed while the client listens.
 
+use crate::ids::Position;
 use crate::ingest::answer::refusal::Refusal;
 use crate::ingest::answer::{Answerer, Gone, OUT_BYTES, gone};
 use crate::ingest::reply::{begin_ok, end, member, member_text};
@@ -82,8 +83,11 @@ impl Answerer {
 }
 
 fn cursor(store: &Store, number: u64) -> String {
-    let id: String = store.id.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{id}-{number}")
+    cursor_head(store) + &store.ids.seal(Position::Event(number))
+}
+
+fn cursor_head(store: &Store) -> String {
+    format!("{:016x}-", u64::from_be_bytes(store.id))
 }
 
 fn write_event(store: &Store, event: &StoredEvent, out: &mut Vec<u8>) {
@@ -100,10 +104,7 @@ fn first_number(store: &Store, after: &After) -> Result<u64, Refusal> {
     let number = match after {
         After::Oldest => return Ok(range.oldest),
         After::Newest => return Ok(range.newest),
-        After::Cursor(text) => text
-            .strip_prefix(cursor(store, 0).trim_end_matches('0'))
-            .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-            .and_then(|digits| digits.parse().ok()),
+        After::Cursor(text) => text.strip_prefix(&cursor_head(store)).and_then(|number| store.ids.event_number(number)),
     };
     match number {
         Some(number) if (range.oldest..=range.newest).contains(&number) => Ok(number),

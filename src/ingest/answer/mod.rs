@@ -20,14 +20,15 @@ use tokio::time::timeout;
 use self::read::read_request;
 use self::refusal::Refusal;
 use crate::complaint::Complaint;
+use crate::ids::VisibleId;
 use crate::ingest::line::foreign_scope;
 use crate::ingest::registry::write_results;
-use crate::ingest::reply::{begin_ok, end, member, member_text, member_time, write_problem, write_rejected};
+use crate::ingest::reply::{begin_ok, end, member, member_message_id, member_text, member_time, write_problem, write_rejected};
 use crate::ingest::request::{Code, Of, Rejected, Request, RequestId, Whose};
 use crate::ingest::share::Shares;
 use crate::ingest::{Door, LOOK, PATIENCE, Socket, stopped, stopping, subscription_name};
 use crate::limits::ANSWER_KIB;
-use crate::message::{MessageId, Name, SubscriptionId};
+use crate::message::{Name, SubscriptionId};
 use crate::metrics;
 use crate::store::commit::{Apps, Done};
 use crate::store::erase::Swept;
@@ -56,7 +57,7 @@ pub enum Told {
     },
     Add {
         id: RequestId,
-        message_id: MessageId,
+        message_id: VisibleId,
         rejected: Vec<Rejected>,
     },
     Plain {
@@ -310,7 +311,7 @@ impl Answerer {
         // What has not ended by then is told as pending.
         let _in_time = timeout(wait, all).await;
         begin_ok(out, &id);
-        member_text(out, "message_id", &message_id.to_string());
+        member_message_id(out, self.door.store.ids.show(message_id));
         write_results(&results, recipients - results.len() as u64, out);
         write_rejected(out, &rejected, out.len() + self.door.line_limit / 2);
         end(out);
@@ -325,7 +326,7 @@ impl Answerer {
             }
             (Told::Test { id, .. }, Done::Taken { message_id, rejected, .. }) => {
                 begin_ok(out, id);
-                member_text(out, "message_id", &message_id.to_string());
+                member_message_id(out, self.door.store.ids.show(message_id));
                 write_rejected(out, &rejected, out.len() + self.door.line_limit / 2);
                 end(out);
             }
@@ -360,7 +361,7 @@ impl Answerer {
                 Done::Taken { message_id, state, expires, recipients, duplicate, position, rejected: unsent },
             ) => {
                 begin_ok(out, id);
-                member_text(out, "message_id", &message_id.to_string());
+                member_message_id(out, self.door.store.ids.show(message_id));
                 member_text(out, "state", state.as_str());
                 member_time(out, "expires", expires);
                 member(out, "recipients", recipients);
@@ -376,7 +377,7 @@ impl Answerer {
             }
             (Told::Add { id, message_id, rejected }, Done::Added { recipients, duplicate, position }) => {
                 begin_ok(out, id);
-                member_text(out, "message_id", &message_id.to_string());
+                member_message_id(out, *message_id);
                 member(out, "recipients", recipients);
                 if duplicate {
                     member(out, "duplicate", true);

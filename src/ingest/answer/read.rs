@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use crate::clock;
+use crate::ids::{Ids, Position};
 use crate::ingest::answer::refusal::Refusal;
 use crate::ingest::registry::{Listing, write_account, write_disabled, write_list, write_subscription};
-use crate::ingest::reply::{begin_ok, end, format_time, member, member_text, member_time};
+use crate::ingest::reply::{begin_ok, end, format_time, member, member_message_id, member_text, member_time};
 use crate::ingest::request::{By, Code, Problem, Request, RequestId, State};
 use crate::ingest::{Door, Socket};
-use crate::message::{Ending, MessageId, UnixMillis};
+use crate::message::{Ending, UnixMillis};
 use crate::store::WriteError;
 use crate::store::backup::{self, BackupError};
+use crate::store::live::ListKey;
 use crate::store::read::Status;
 use crate::store::record::Counts;
 
@@ -26,16 +28,16 @@ pub(super) fn read_request(
     let now = clock::now();
     match request {
         Request::Status { message_id } => {
-            let status = store.status(message_id, &apps, now)?.ok_or_else(Refusal::not_found)?;
+            let status = store.status(store.ids.read(message_id), &apps, now)?.ok_or_else(Refusal::not_found)?;
             begin_ok(out, id);
-            write_status(&status, now, out);
+            write_status(&store.ids, &status, now, out);
             end(out);
         }
         Request::ListMessages { state, label, limit, after } => {
-            let after = match after.as_deref().map(str::parse::<MessageId>) {
+            let after = match after.as_deref().map(|text| store.ids.open(text)) {
                 None => None,
-                Some(Ok(id)) => Some(id),
-                Some(Err(_)) => {
+                Some(Some(Position::Message { commit, place })) => Some(ListKey { commit, place }),
+                Some(_) => {
                     let problem = Problem {
                         code: Code::InvalidField,
                         field: Some("after".to_owned()),
@@ -53,7 +55,7 @@ pub(super) fn read_request(
             out.extend_from_slice(b",\"messages\":[");
             for (index, status) in messages.iter().enumerate() {
                 let start = out.len();
-                write_status(status, now, out);
+                write_status(&store.ids, status, now, out);
                 out[start] = b'{';
                 out.push(b'}');
                 if index > 0 {
@@ -62,7 +64,9 @@ pub(super) fn read_request(
             }
             out.push(b']');
             match after {
-                Some(after) => member_text(out, "after", &after.to_string()),
+                Some(ListKey { commit, place }) => {
+                    member_text(out, "after", &store.ids.seal(Position::Message { commit, place }));
+                }
                 None => member(out, "after", "null"),
             }
             end(out);
@@ -195,12 +199,12 @@ fn write_counts(counts: &Counts, out: &mut Vec<u8>) {
 }
 
 /// The members of a status, each with a leading comma.
-fn write_status(status: &Status, now: UnixMillis, out: &mut Vec<u8>) {
+fn write_status(ids: &Ids, status: &Status, now: UnixMillis, out: &mut Vec<u8>) {
     let text_or_null = |out: &mut Vec<u8>, name: &str, text: Option<&str>| match text {
         Some(text) => member_text(out, name, text),
         None => member(out, name, "null"),
     };
-    member_text(out, "message_id", &status.id.to_string());
+    member_message_id(out, ids.show(status.id));
     member_text(out, "state", status.state.as_str());
     member(out, "open", status.open);
     text_or_null(out, "label", status.label.as_deref());
@@ -232,7 +236,8 @@ fn walked(status: &Status) -> f64 {
     let counts = &status.counts;
     let ended = counts.recipients - counts.pending();
     match status.walked {
-        Some(walked) => walked,
+        // In thousandths: the exact part would tell how many subscriptions all apps have, which the walk passes.
+        Some(walked) => (walked * 1_000.0).floor() / 1_000.0,
         None if counts.recipients == 0 => f64::from(u8::from(!status.open)),
         None => ended as f64 / counts.recipients as f64,
     }

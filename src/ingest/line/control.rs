@@ -6,6 +6,7 @@ use super::super::json::{Members, Value};
 use super::super::request::{Problem, Request, Target};
 use super::Rules;
 use super::fields::{above_zero, arguments, boolean, bounded, checked_message_id, invalid, missing, named_app, text};
+use crate::ids::VisibleId;
 use crate::limits::{BACKUP_NAME_MAX, LABEL_MAX};
 
 /// `cancel`.
@@ -48,7 +49,7 @@ fn file_name(value: &Value<'_>) -> Result<String, Problem> {
     Ok(name.to_owned())
 }
 
-fn target([message_id, label, app]: [Option<&Value<'_>>; 3], rules: &Rules) -> Result<Target, Problem> {
+fn target([message_id, label, app]: [Option<&Value<'_>>; 3], rules: &Rules) -> Result<Target<VisibleId>, Problem> {
     const ONE: &str = "exactly one of message_id, label and app must be given";
     match (message_id, label, app) {
         (Some(value), None, None) => Ok(Target::Message(checked_message_id(value)?)),

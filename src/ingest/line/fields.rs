@@ -9,8 +9,9 @@ use super::super::json::{Members, Value};
 use super::super::keys::decode_exactly;
 use super::super::request::{Code, Problem, Whose};
 use super::Rules;
+use crate::ids::VisibleId;
 use crate::limits::{ACCOUNT_MAX, ENDPOINT_MAX, NAME_MAX, NAMES_MAX};
-use crate::message::{Account, MessageId, Name, SubscriptionId};
+use crate::message::{Account, Name, SubscriptionId};
 
 /// The members called `names` of a request; null equals absent, another one is an error.
 pub(super) fn arguments<'v, 'a, const N: usize>(
@@ -83,8 +84,8 @@ pub(super) fn shown(name: &str) -> String {
     }
 }
 
-/// Longest cursor that is looked at.
-pub(super) const CURSOR_MAX: usize = 128;
+/// Longest cursor that is looked at: that of `disabled_accounts` holds an account.
+pub(super) const CURSOR_MAX: usize = ACCOUNT_MAX + 32;
 
 pub(super) fn text<'v>(value: &'v Value<'_>, field: &str) -> Result<&'v str, Problem> {
     match value {
@@ -203,11 +204,11 @@ pub(super) fn named_app(value: &Value<'_>, rules: &Rules) -> Result<Arc<str>, Pr
     }
 }
 
-pub(super) fn required_message_id(value: Option<&Value<'_>>) -> Result<MessageId, Problem> {
+pub(super) fn required_message_id(value: Option<&Value<'_>>) -> Result<VisibleId, Problem> {
     checked_message_id(value.ok_or_else(|| missing("message_id"))?)
 }
 
-pub(super) fn checked_message_id(value: &Value<'_>) -> Result<MessageId, Problem> {
+pub(super) fn checked_message_id(value: &Value<'_>) -> Result<VisibleId, Problem> {
     text(value, "message_id")?.parse().map_err(|_| invalid("message_id", "must be a message id, a ULID of 26 characters"))
 }
 

@@ -113,9 +113,9 @@ impl Model for Readers {
         let mut pending = 0;
         for known in &world.model.messages {
             let counts = world.status(known.id).counts;
-            assert!(counts.ended.iter().sum::<u64>() <= counts.recipients, "{}: {counts:?}", known.id);
+            assert!(counts.ended.iter().sum::<u64>() <= counts.recipients, "{:?}: {counts:?}", known.id);
             let accepted = world.ended.iter().filter(|((id, _), how)| *id == known.id && **how == Ending::Accepted).count();
-            assert_eq!(counts.ended[Ending::Accepted as usize - 1], accepted as u64, "{}", known.id);
+            assert_eq!(counts.ended[Ending::Accepted as usize - 1], accepted as u64, "{:?}", known.id);
             if let Some(list) = store.lists.get(crate::store::live::ListKey::of(known.id)) {
                 let state = crate::store::list_state(&list);
                 pending += state.settled - state.counts.ended.iter().sum::<u64>().min(state.settled);
@@ -377,11 +377,11 @@ impl World {
         }
         for known in &self.model.messages {
             let counts = self.status(known.id).counts;
-            assert_eq!(counts.pending(), 0, "{}", known.id);
+            assert_eq!(counts.pending(), 0, "{:?}", known.id);
             if !known.cancelled {
                 for who in &known.members {
                     let key = self.store().find_subscription(1, id_of(*who)).expect("read").expect("it is there");
-                    assert_eq!(self.ended.get(&(known.id, key)), Some(&Ending::Accepted), "{who} of {} was left out", known.id);
+                    assert_eq!(self.ended.get(&(known.id, key)), Some(&Ending::Accepted), "{who} of {:?} was left out", known.id);
                 }
             }
         }

@@ -87,7 +87,7 @@ impl Event<'_> {
         put("time", crate::ingest::reply::format_time(self.time).into());
         put("type", self.what.kind().as_str().into());
         if let Some(id) = self.id {
-            put("message_id", id.to_string().into());
+            put("message_id", store.ids.show(id).to_string().into());
         }
         if let Some(text) = self.message_ref {
             put("message_ref", text.into());
