@@ -86,6 +86,13 @@ pub fn reset_peak(pid: u32) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5")
 }
 
+/// Lets this process, and those that it starts, have as many open files as the system allows them.
+pub fn raise_descriptors() -> io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
 /// Bytes that the files below a directory take on disk, and those of them whose names end so.
 pub fn disk_bytes(directory: &Path, ends: &str) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;

@@ -46,6 +46,9 @@ enum What {
     Mixed(Mixed),
     /// Accounts that come and go, and messages that wait for them to leave.
     Presence(Presence),
+    /// One app floods, with each operation in turn: what another app and the operator notice of it, and how memory grows. Fails where
+    /// that is more than allowed.
+    Fair(Fair),
     /// Two hundred thousand browsers, a campaign, and urgent messages that overtake it, in less than a minute.
     Demo(Demo),
     /// The measurements of `make bench`, one after another, and a page with tables and plots of them.
@@ -310,6 +313,42 @@ struct Mixed {
 }
 
 #[derive(Args)]
+struct Fair {
+    #[command(flatten)]
+    place: Place,
+    /// Operations that are played, separated by commas; all unless told. An unknown one names them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    operations: Vec<String>,
+    /// Connections of the app that floods, one case for each number.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1, 64])]
+    connections: Vec<usize>,
+    /// How it behaves, one case for each.
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_values_t = [load::fair::Manner::Stay, load::fair::Manner::Silent, load::fair::Manner::Leave])]
+    manners: Vec<load::fair::Manner>,
+    /// How long a flood lasts.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// How long the neighbour is measured alone before it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    alone: f64,
+    /// Subscribers of the app that floods.
+    #[arg(long, default_value_t = 20_000)]
+    subscriptions: u32,
+    /// Events that it has in the log.
+    #[arg(long, default_value_t = 30_000)]
+    events: u32,
+    /// Milliseconds that the neighbour's urgent messages may take more than alone (p99).
+    #[arg(long, value_name = "MS", default_value_t = 50.0)]
+    message_ms: f64,
+    /// Milliseconds that a ping may take more than alone (p99), on an open connection or on a new one.
+    #[arg(long, value_name = "MS", default_value_t = 100.0)]
+    ping_ms: f64,
+    /// Percent that the daemon's memory may be above what is configured and what it has at its start.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10)]
+    memory_slack: u32,
+}
+
+#[derive(Args)]
 struct Suite {
     /// The daemon's binary; beside this one unless told.
     #[arg(long, value_name = "PATH")]
@@ -345,6 +384,7 @@ fn main() -> ExitCode {
         What::Presence(flags) => load::presence::run(&flags),
         What::Lone(flags) => load::lone::run(&flags),
         What::Mixed(flags) => load::mixed::run(&flags),
+        What::Fair(flags) => load::fair::run(&flags),
         What::Demo(flags) => load::demo::run(&flags),
         What::Bench(flags) => load::suite::run(&flags),
         What::Report(flags) => load::suite::draw(&flags),

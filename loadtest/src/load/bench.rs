@@ -43,7 +43,8 @@ pub struct MockProcess {
 }
 
 impl MockProcess {
-    fn start(site: &Site<'_>) -> io::Result<MockProcess> {
+    /// Starts one.
+    pub fn start(site: &Site<'_>) -> io::Result<MockProcess> {
         let mut command = Command::new(beside("fanfare-mock")?);
         // What is kept for GET /received costs memory and is not asked for here.
         command.args(["--with-parent", "--keep", "0"]);
@@ -66,6 +67,11 @@ impl MockProcess {
         let admin = admin.ok_or_else(|| io::Error::other("fanfare-mock does not tell its address"))?;
         let hosts = ready["hosts"].as_array().into_iter().flatten().filter_map(|host| Some(host.as_str()?.to_owned())).collect();
         Ok(MockProcess { admin, child: Some(child), hosts })
+    }
+
+    /// The authority that has signed its certificates, PEM.
+    pub fn root(&self) -> io::Result<String> {
+        http_request(self.admin, "GET", "/ca.pem", None)
     }
 
     fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<T> {
@@ -202,6 +208,23 @@ impl Default for Site<'_> {
     }
 }
 
+impl Place {
+    /// A configuration with what `--set` says.
+    pub fn set(&self, mut config: ConfigBuilder) -> io::Result<ConfigBuilder> {
+        for setting in &self.settings {
+            let (key, value) = setting.split_once('=').ok_or_else(|| io::Error::other(format!("--set {setting}: no =")))?;
+            // What is no JSON is a string.
+            config = config.set(key, serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)));
+        }
+        Ok(config)
+    }
+
+    /// The daemon's binary.
+    pub fn binary(&self) -> io::Result<PathBuf> {
+        self.daemon.clone().map_or_else(|| beside("fanfare"), Ok)
+    }
+}
+
 /// Where a measurement is made.
 pub struct Bench {
     pub mock: MockProcess,
@@ -223,18 +246,10 @@ impl Bench {
             return Ok(Bench { mock, daemon: None, socket: socket.clone() });
         }
         let mock = MockProcess::start(site)?;
-        let root = http_request(mock.admin, "GET", "/ca.pem", None)?;
+        let root = mock.root()?;
         let config = mock.hosts.iter().fold(ConfigBuilder::new(), |config, host| config.allow_host(host));
-        let mut config = change(config.root(&root));
-        for setting in &place.settings {
-            let (key, value) = setting.split_once('=').ok_or_else(|| io::Error::other(format!("--set {setting}: no =")))?;
-            // What is no JSON is a string.
-            config = config.set(key, serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)));
-        }
-        let binary = match &place.daemon {
-            Some(path) => path.clone(),
-            None => beside("fanfare")?,
-        };
+        let config = place.set(change(config.root(&root)))?;
+        let binary = place.binary()?;
         let daemon = match site.directory {
             None => Daemon::start(binary, config)?,
             Some(directory) => {

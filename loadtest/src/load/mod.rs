@@ -4,6 +4,7 @@
 pub mod burst;
 pub mod campaign;
 pub mod demo;
+pub mod fair;
 pub mod ingest;
 pub mod lone;
 pub mod mixed;
