@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{sleep, timeout};
 
-use super::operations::{Kind, Known, Operation};
+use super::operations::{Kind, Known, Line, Operation};
 
 /// Lines are written in pieces of about so many bytes.
 const PIECE: usize = 32 * 1024;
@@ -80,7 +80,8 @@ impl Flood {
         lasts: Duration,
     ) -> io::Result<Flood> {
         let counts = Arc::new(Counts::default());
-        let flooder = Flooder { socket: socket.to_owned(), operation, known, manner, counts: counts.clone() };
+        let once = matches!(operation.kind, Kind::Once(_));
+        let flooder = Flooder { socket: socket.to_owned(), operation, known, manner, once, counts: counts.clone() };
         let thread = std::thread::Builder::new().name("flood".to_owned()).spawn(move || flooder.run(connections, lasts))?;
         Ok(Flood { counts, thread })
     }
@@ -98,6 +99,8 @@ struct Flooder {
     operation: Arc<Operation>,
     known: Arc<Known>,
     manner: Manner,
+    /// Its first line is a connection's last.
+    once: bool,
     counts: Arc<Counts>,
 }
 
@@ -117,8 +120,10 @@ impl Flooder {
         // One thread: the daemon and those who are measured have the rest.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            for _ in 0..connections {
-                tokio::spawn(self.clone().connections());
+            for number in 0..connections {
+                let both = matches!(self.operation.kind, Kind::Both(..));
+                let once = if both { !number.is_multiple_of(2) } else { self.once };
+                tokio::spawn(Flooder { once, ..self.clone() }.connections());
             }
             sleep(lasts).await;
         });
@@ -159,14 +164,21 @@ impl Flooder {
                 let _open = self.write(output, usize::MAX).await?;
                 std::future::pending().await
             }
-            (Kind::Once(_), Manner::Stay) => {
-                let (_open, ()) = tokio::try_join!(self.write(output, usize::MAX), self.read(input, Some(SILENCE)))?;
+            (kind, Manner::Stay) => {
+                // Who has read the whole log reads it again.
+                let silence = matches!(kind, Kind::Once(_)).then_some(SILENCE);
+                let (_open, ()) = tokio::try_join!(self.write(output, usize::MAX), self.read(input, silence))?;
                 Ok(())
             }
-            (_, Manner::Stay) => {
-                let (_open, ()) = tokio::try_join!(self.write(output, usize::MAX), self.read(input, None))?;
-                Ok(())
-            }
+        }
+    }
+
+    /// What makes this connection's lines; None if it has none.
+    fn line(&self) -> Option<&Line> {
+        match &self.operation.kind {
+            Kind::Lines(line) | Kind::Once(line) => Some(line),
+            Kind::Both(last, line) => Some(if self.once { last } else { line }),
+            _ => None,
         }
     }
 
@@ -177,8 +189,13 @@ impl Flooder {
         while written < bytes {
             piece.clear();
             let mut lines = 0;
-            match &self.operation.kind {
-                Kind::Lines(line) => {
+            match (self.line(), &self.operation.kind) {
+                (Some(line), _) if self.once => {
+                    line(&self.known, self.counts.lines.fetch_add(1, Ordering::Relaxed), &mut piece);
+                    output.write_all(&piece).await?;
+                    return Ok(output);
+                }
+                (Some(line), _) => {
                     while piece.len() < PIECE.min(bytes) {
                         // One by one: whoever is slow holds no numbers back.
                         let number = self.counts.lines.load(Ordering::Relaxed) + lines;
@@ -187,19 +204,14 @@ impl Flooder {
                     }
                     self.counts.lines.fetch_add(lines, Ordering::Relaxed);
                 }
-                Kind::Once(line) => {
-                    line(&self.known, self.counts.lines.fetch_add(1, Ordering::Relaxed), &mut piece);
-                    output.write_all(&piece).await?;
-                    return Ok(output);
-                }
-                Kind::HalfLine(size) => {
+                (None, Kind::HalfLine(size)) => {
                     piece.resize((*size - written).min(PIECE), b' ');
                     if piece.is_empty() {
                         return Ok(output);
                     }
                 }
-                Kind::Endless => piece.resize(PIECE, b' '),
-                Kind::Nothing | Kind::Spin | Kind::Idle | Kind::Churn => return Ok(output),
+                (None, Kind::Endless) => piece.resize(PIECE, b' '),
+                (None, _) => return Ok(output),
             }
             output.write_all(&piece).await?;
             written += piece.len();

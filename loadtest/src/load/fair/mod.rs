@@ -31,6 +31,8 @@ use town::Town;
 const WARM_UP: Duration = Duration::from_millis(500);
 /// The flood has begun before the neighbour asks.
 const AHEAD: Duration = Duration::from_millis(300);
+/// After a new start, for what it does then.
+const STARTED: Duration = Duration::from_millis(500);
 /// More than the daemon takes by default (`ingest.connections`).
 const IDLE: usize = 5_000;
 
@@ -88,10 +90,12 @@ fn variants(operation: &Operation, flags: &Fair) -> Vec<(usize, Manner)> {
         Kind::Churn => &[Manner::Leave],
         Kind::HalfLine(_) => &[Manner::Silent, Manner::Leave],
         Kind::Endless => &[Manner::Stay],
-        Kind::Lines(_) | Kind::Once(_) => &[Manner::Stay, Manner::Silent, Manner::Leave],
+        Kind::Lines(_) | Kind::Once(_) | Kind::Both(..) => &[Manner::Stay, Manner::Silent, Manner::Leave],
     };
     let mut variants = Vec::new();
-    for connections in &flags.connections {
+    // Half of one connection is none.
+    let least = if matches!(operation.kind, Kind::Both(..)) { 2 } else { 1 };
+    for connections in flags.connections.iter().filter(|connections| **connections >= least) {
         let wanted = manners.iter().filter(|manner| flags.manners.contains(manner) || matches!(operation.kind, Kind::Churn));
         variants.extend(wanted.map(|manner| (*connections, *manner)));
     }
@@ -118,6 +122,8 @@ struct Case {
     memory_first: u64,
     memory_peak: u64,
     memory_bound: u64,
+    /// Bytes at most when it was killed then and started again; None if it did not start.
+    memory_again: Option<u64>,
     /// Cores that the daemon used while the flood lasted.
     cores: f64,
     /// Each bound that was broken.
@@ -151,6 +157,17 @@ fn play(town: &mut Town, flags: &Fair, operation: &Arc<Operation>, connections: 
             (0, Cpu::default())
         }
     };
+    // What makes it too large must not do so again at its next start: it would never come up.
+    let memory_again = match town.daemon.restart() {
+        Ok(()) => {
+            std::thread::sleep(STARTED);
+            Some(machine::status_bytes(town.daemon.pid(), "VmHWM")?)
+        }
+        Err(problem) => {
+            over.push(format!("IT DOES NOT START AGAIN: {problem}"));
+            None
+        }
+    };
     let a_second =
         |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64 / (AHEAD + during).as_secs_f64();
     let (replies, refused) = (counts.replies.load(Ordering::Relaxed), counts.refused.load(Ordering::Relaxed));
@@ -167,6 +184,7 @@ fn play(town: &mut Town, flags: &Fair, operation: &Arc<Operation>, connections: 
         memory_first,
         memory_peak,
         memory_bound,
+        memory_again,
         cores: (used.user + used.system).as_secs_f64() / (begin.elapsed().as_secs_f64()),
         alone,
         beside,
@@ -181,7 +199,7 @@ impl Case {
         let mut over = std::mem::take(&mut self.over);
         let more = |beside: u64, alone: u64| (beside as f64 - alone as f64) / 1_000.0;
         let delivery = more(self.beside.delivery.latency_p99, self.alone.delivery.latency_p99);
-        if delivery > flags.message_ms {
+        if self.beside.lost == 0 && delivery > flags.message_ms {
             over.push(format!("messages {delivery:.0} ms later"));
         }
         for (what, beside, alone) in
@@ -196,15 +214,18 @@ impl Case {
             [("messages", &self.beside.acks), ("pings", &self.beside.pings), ("new connections", &self.beside.knocks)]
         {
             if asked.failed() > 0 {
-                let example = asked.example.as_deref().unwrap_or_default();
+                let example = reason(asked.example.as_deref().unwrap_or_default());
                 over.push(format!("{} {what} refused, {} unanswered: {example}", asked.refused, asked.unanswered));
             }
         }
         if self.beside.lost > 0 {
             over.push(format!("{} messages did not come", self.beside.lost));
         }
-        if self.memory_peak > self.memory_bound {
-            over.push(format!("memory {} MB above its bound", (self.memory_peak - self.memory_bound) / 1_000_000));
+        for (when, peak) in [("", Some(self.memory_peak)), (" at the next start", self.memory_again)] {
+            let above = peak.unwrap_or(0).saturating_sub(self.memory_bound) / 1_000_000;
+            if above > 0 {
+                over.push(format!("memory{when} {above} MB above its bound"));
+            }
         }
         self.over = over;
     }
@@ -237,9 +258,16 @@ impl Case {
             "lines_per_second": self.lines, "replies_per_second": self.replies, "connections_per_second": self.connects,
             "refused_share": self.refused, "refusal": self.example, "alone": fared(&self.alone), "beside": fared(&self.beside),
             "answers_after_s": self.after, "memory_first_bytes": self.memory_first, "memory_peak_bytes": self.memory_peak,
-            "memory_bound_bytes": self.memory_bound, "daemon_cores": self.cores, "over": self.over,
+            "memory_bound_bytes": self.memory_bound, "memory_next_start_bytes": self.memory_again,
+            "daemon_cores": self.cores, "over": self.over,
         })
     }
+}
+
+/// The code of a refusal; of what is none, all of it.
+fn reason(reply: &str) -> String {
+    let code = serde_json::from_str::<Value>(reply).ok().and_then(|reply| Some(reply["error"]["code"].as_str()?.to_owned()));
+    code.unwrap_or_else(|| reply.to_owned())
 }
 
 /// A row for each case, in Markdown.
@@ -261,12 +289,15 @@ fn table(cases: &[Case]) -> Table {
         "more",
         "new connection p99 ms",
         "memory MB (of)",
+        "next start",
         "cores",
         "after s",
         "over",
     ]);
     let millis = |micros: u64| format!("{:.1}", micros as f64 / 1_000.0);
     let more = |beside: u64, alone: u64| format!("{:+.1}", (beside as f64 - alone as f64) / 1_000.0);
+    // Where some never came, a quantile of those that did says little.
+    let came = |fared: &Fared, text: String| if fared.lost == 0 { text } else { "never".to_owned() };
     for case in cases {
         let (alone, beside) = (&case.alone, &case.beside);
         let p99 = |asked: &neighbour::Asked| asked.took.value_at_quantile(0.99);
@@ -276,15 +307,19 @@ fn table(cases: &[Case]) -> Table {
             case.manner.name().to_owned(),
             grouped(case.lines as u64),
             grouped(case.replies as u64),
-            format!("{:.0} %", case.refused * 100.0),
+            match &case.example {
+                Some(example) => format!("{:.0} % {}", case.refused * 100.0, reason(example)),
+                None => String::new(),
+            },
             millis(p99(&beside.acks)),
-            millis(beside.delivery.latency_p99),
-            more(beside.delivery.latency_p99, alone.delivery.latency_p99),
-            millis(beside.delivery.latency_max),
+            came(beside, millis(beside.delivery.latency_p99)),
+            came(beside, more(beside.delivery.latency_p99, alone.delivery.latency_p99)),
+            came(beside, millis(beside.delivery.latency_max)),
             millis(p99(&beside.pings)),
             more(p99(&beside.pings), p99(&alone.pings)),
             millis(p99(&beside.knocks)),
             format!("{} ({})", case.memory_peak / 1_000_000, case.memory_bound / 1_000_000),
+            case.memory_again.map_or_else(|| "-".to_owned(), |bytes| (bytes / 1_000_000).to_string()),
             format!("{:.2}", case.cores),
             format!("{:.1}", case.after),
             if case.over.is_empty() { String::new() } else { format!("OVER: {}", case.over.join("; ")) },

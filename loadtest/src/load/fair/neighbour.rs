@@ -78,7 +78,9 @@ impl Asked {
             }
             Err(problem) => {
                 self.unanswered += 1;
-                self.example.get_or_insert_with(|| problem.to_string());
+                // The kernel's words for a time-out do not say that it was one.
+                let late = problem.kind() == io::ErrorKind::WouldBlock;
+                self.example.get_or_insert_with(|| if late { "no reply in time".to_owned() } else { problem.to_string() });
             }
         }
     }

@@ -25,7 +25,7 @@ pub struct Known {
 }
 
 /// Appends the line of a number, newline included.
-type Line = Box<dyn Fn(&Known, u64, &mut Vec<u8>) + Send + Sync>;
+pub type Line = Box<dyn Fn(&Known, u64, &mut Vec<u8>) + Send + Sync>;
 
 /// What a connection does with itself.
 pub enum Kind {
@@ -37,6 +37,8 @@ pub enum Kind {
     Lines(Line),
     /// The first line is the connection's last.
     Once(Line),
+    /// Half of the connections have a line that is their last, and the others line after line.
+    Both(Line, Line),
     /// So many bytes and never a newline.
     HalfLine(usize),
     /// Bytes without end and never a newline.
@@ -108,7 +110,7 @@ fn campaign(segment: impl Fn(u64) -> String + Send + Sync + 'static, more: &'sta
 
 /// All of them, in the order in which they are played.
 pub fn all() -> Vec<Operation> {
-    use Kind::{Lines, Once};
+    use Kind::{Both, Lines, Once};
     let everybody = |_| r#"{"all":true}"#.to_owned();
     let kinds = [
         ("nothing", Kind::Nothing),
@@ -222,6 +224,22 @@ pub fn all() -> Vec<Operation> {
         ("events_none", Lines(same(r#"{"op":"events","label":"nobody has it"}"#))),
         ("follow", Once(same(r#"{"op":"events","follow":true}"#))),
         ("follow_none", Once(same(r#"{"op":"events","follow":true,"label":"nobody has it"}"#))),
+        (
+            "follow_live",
+            Both(
+                same(r#"{"op":"events","after":"newest","follow":true}"#),
+                // Cancelling is what makes events.
+                op(|known, n| {
+                    let label = format!("live {}", n / 2);
+                    if n.is_multiple_of(2) {
+                        let some = known.many(n / 2);
+                        format!(r#""send","label":"{label}","paused":true,"to":{{"subscriptions":[{some}]}},"payload":"live""#)
+                    } else {
+                        format!(r#""cancel","label":"{label}""#)
+                    }
+                }),
+            ),
+        ),
         // The registry.
         (
             "subscribe",
@@ -292,8 +310,12 @@ mod tests {
         let mut names = std::collections::BTreeSet::new();
         for operation in all() {
             assert!(names.insert(operation.name), "{} is there twice", operation.name);
-            let (Kind::Lines(line) | Kind::Once(line)) = &operation.kind else { continue };
-            for number in [0, 1, 299, 300, 1 << 40] {
+            let lines = match &operation.kind {
+                Kind::Lines(line) | Kind::Once(line) => vec![line],
+                Kind::Both(last, line) => vec![last, line],
+                _ => continue,
+            };
+            for (line, number) in lines.into_iter().flat_map(|line| [0, 1, 299, 300, 1 << 40].map(|number| (line, number))) {
                 let mut text = Vec::new();
                 line(&known, number, &mut text);
                 assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1, "{}", operation.name);
