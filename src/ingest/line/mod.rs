@@ -113,45 +113,52 @@ fn request(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Requ
     if let Some(Value::Array(_) | Value::Object(_)) = id {
         return Err(invalid("id", "must be a string, a number or a boolean"));
     }
-    match text(op.ok_or_else(|| missing("op"))?, "op")? {
-        "send" => send::send(members, rules, now),
-        "add" => send::add(members, rules, now),
-        "close" => send::close(members),
-        "status" => queries::status(members),
-        "cancel" => control::cancel(members, rules),
-        "pause" => control::pause(members, rules),
-        "resume" => control::resume(members, rules),
-        "list_messages" => queries::list_messages(members),
-        "events" => queries::events(members, rules),
-        "stats" => queries::stats(members),
-        "origins" => queries::origins(members),
-        "vapid_public_key" => queries::vapid_public_key(members, rules),
-        "ping" => queries::ping(members),
-        "subscribe" => registry::subscribe(members, rules, now),
-        "update_subscription" => registry::update_subscription(members, rules),
-        "unsubscribe" => registry::unsubscribe(members, rules),
-        "subscription" => queries::subscription(members, rules),
-        "account" => registry::account(members, rules),
-        "presence" => registry::presence(members, rules),
-        "mark_read" => registry::mark_read(members, rules),
-        "list_subscriptions" => queries::list_subscriptions(members, rules),
-        "disabled_accounts" => queries::disabled_accounts(members, rules),
-        "count" => queries::count(members, rules),
-        "test" => registry::test(members, rules),
-        "feedback" => registry::feedback(members),
-        "erase" => registry::erase(members, rules),
-        "drain" => control::drain(members),
-        "backup" => control::backup(members),
-        _ => Err(Problem {
+    let name = text(op.ok_or_else(|| missing("op"))?, "op")?;
+    match OPERATIONS.iter().find(|(known, _)| *known == name) {
+        Some((_, read)) => read(members, rules, now),
+        None => Err(Problem {
             code: Code::UnknownOp,
             field: Some("op".to_owned()),
-            message: "must be one of send, add, close, status, cancel, pause, resume, list_messages, events, stats, origins, \
-                      vapid_public_key, ping, subscribe, update_subscription, unsubscribe, subscription, account, presence, \
-                      mark_read, list_subscriptions, disabled_accounts, count, test, feedback, erase, drain, backup"
-                .to_owned(),
+            message: format!("must be one of {}", OPERATIONS.map(|(known, _)| known).join(", ")),
         }),
     }
 }
+
+/// Reads the members of one operation.
+type Read = fn(&Members<'_>, &Rules, UnixMillis) -> Result<Request, Problem>;
+
+/// Every operation of the protocol. There is no other list: the answer to an unknown one tells this one, and the tests that go
+/// through all operations learn them there, so that a new one is in them from its first day.
+const OPERATIONS: [(&str, Read); 28] = [
+    ("send", send::send),
+    ("add", send::add),
+    ("close", |members, _, _| send::close(members)),
+    ("status", |members, _, _| queries::status(members)),
+    ("cancel", |members, rules, _| control::cancel(members, rules)),
+    ("pause", |members, rules, _| control::pause(members, rules)),
+    ("resume", |members, rules, _| control::resume(members, rules)),
+    ("list_messages", |members, _, _| queries::list_messages(members)),
+    ("events", |members, rules, _| queries::events(members, rules)),
+    ("stats", |members, _, _| queries::stats(members)),
+    ("origins", |members, _, _| queries::origins(members)),
+    ("vapid_public_key", |members, rules, _| queries::vapid_public_key(members, rules)),
+    ("ping", |members, _, _| queries::ping(members)),
+    ("subscribe", registry::subscribe),
+    ("update_subscription", |members, rules, _| registry::update_subscription(members, rules)),
+    ("unsubscribe", |members, rules, _| registry::unsubscribe(members, rules)),
+    ("subscription", |members, rules, _| queries::subscription(members, rules)),
+    ("account", |members, rules, _| registry::account(members, rules)),
+    ("presence", |members, rules, _| registry::presence(members, rules)),
+    ("mark_read", |members, rules, _| registry::mark_read(members, rules)),
+    ("list_subscriptions", |members, rules, _| queries::list_subscriptions(members, rules)),
+    ("disabled_accounts", |members, rules, _| queries::disabled_accounts(members, rules)),
+    ("count", |members, rules, _| queries::count(members, rules)),
+    ("test", |members, rules, _| registry::test(members, rules)),
+    ("feedback", |members, _, _| registry::feedback(members)),
+    ("erase", |members, rules, _| registry::erase(members, rules)),
+    ("drain", |members, _, _| control::drain(members)),
+    ("backup", |members, _, _| control::backup(members)),
+];
 
 #[cfg(test)]
 mod tests {
