@@ -40,7 +40,8 @@ pub struct ConfigBuilder {
     allow_hosts: Vec<String>,
     roots: Vec<String>,
     environment: Vec<(OsString, OsString)>,
-    open_files: Option<u32>,
+    /// A program and its arguments that start the daemon.
+    starter: Vec<OsString>,
 }
 
 impl ConfigBuilder {
@@ -79,8 +80,13 @@ impl ConfigBuilder {
     }
 
     /// The process may have so many open files, and cannot raise that. Needs prlimit (util-linux).
-    pub fn open_files(mut self, limit: u32) -> ConfigBuilder {
-        self.open_files = Some(limit);
+    pub fn open_files(self, limit: u32) -> ConfigBuilder {
+        self.started_by(&["prlimit", &format!("--nofile={limit}:{limit}"), "--"])
+    }
+
+    /// A program, with its first arguments, that becomes the daemon: `setpriv` gives it another user.
+    pub fn started_by(mut self, starter: &[&str]) -> ConfigBuilder {
+        self.starter = starter.iter().map(Into::into).collect();
         self
     }
 
@@ -212,16 +218,9 @@ impl Daemon {
         }
         fs::write(self.config_path(), self.config.toml(path, self.metrics))?;
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = match self.config.open_files {
-            None => Command::new(&self.binary),
-            Some(limit) => {
-                // It becomes the daemon: the process is the same.
-                let mut command = Command::new("prlimit");
-                command.arg(format!("--nofile={limit}:{limit}")).arg("--").arg(&self.binary);
-                command
-            }
-        };
-        let child = command
+        let mut words = self.config.starter.iter().map(OsString::as_os_str).chain([self.binary.as_os_str()]);
+        let child = Command::new(words.next().expect("at least the daemon"))
+            .args(words)
             .arg("serve")
             .arg("--config")
             .arg(self.config_path())
