@@ -96,7 +96,8 @@ async fn answer(stream: TcpStream, page: Page) {
         async move { Ok::<_, Infallible>(respond(&request, page).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    let http = http.keep_alive(false).header_read_timeout(None).max_buf_size(HEAD_BYTES).serve_connection(TokioIo::new(stream), answer);
+    let http =
+        http.keep_alive(false).header_read_timeout(None).max_buf_size(HEAD_BYTES).serve_connection(TokioIo::new(stream), answer);
     // What the peer sends that is no HTTP, or when it goes, is its own business.
     if timeout(PATIENCE, http).await.is_err()
         && let Some(left_out) = TOO_SLOW.tell()

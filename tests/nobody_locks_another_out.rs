@@ -261,7 +261,8 @@ fn half_lines_stay_within_the_configured_memory_and_are_turned_away() {
         let mut whole = long.clone();
         whole["app"] = "shop".into();
         until("a whole line is taken", || {
-            Client::connect(stage.socket("shop")).is_ok_and(|mut client| client.try_request(&whole).is_ok_and(|reply| reply["ok"] == true))
+            Client::connect(stage.socket("shop"))
+                .is_ok_and(|mut client| client.try_request(&whole).is_ok_and(|reply| reply["ok"] == true))
         });
         assert!(began.elapsed() < Duration::from_secs(28), "it waited for the others' time: {:?}", began.elapsed());
     });

@@ -170,7 +170,9 @@ pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Res
 fn share_out_descriptors(config: &Config) -> Result<Descriptors, ServeError> {
     let pool = config.deliver.origins.saturating_mul(config.deliver.connections_per_origin);
     Descriptors::share_out(pool, config.ingest.connections, config.sockets.len() + 1).map_err(|limit| {
-        let text = format!("the process may have {limit} open files, which is too few: raise LimitNOFILE= in fanfare.service, or `ulimit -Hn`");
+        let text = format!(
+            "the process may have {limit} open files, which is too few: raise LimitNOFILE= in fanfare.service, or `ulimit -Hn`"
+        );
         ServeError::Config(text)
     })
 }
@@ -282,7 +284,8 @@ impl Daemon {
         // How many wait for an answer is bounded by the windows of `schedule::origins`.
         let (answers, answers_out) = unbounded();
         let settings = deliver::Settings::new(&config.deliver, &config.endpoints, descriptors.pool);
-        let pool = Pool::start(settings, runtime.handle().clone(), answers).map_err(|error| ServeError::Config(error.to_string()))?;
+        let pool =
+            Pool::start(settings, runtime.handle().clone(), answers).map_err(|error| ServeError::Config(error.to_string()))?;
         let capacity = pool.clone();
         let origins = Arc::new(Table::new(config.deliver.origins, move |origin| capacity.capacity(origin)));
 

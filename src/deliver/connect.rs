@@ -99,7 +99,12 @@ impl Connector {
         if permitted.len() < count
             && let Some(left_out) = LEFT_OUT.tell()
         {
-            tracing::warn!(host, refused = count - permitted.len(), left_out, "addresses where the daemon may not connect are left out");
+            tracing::warn!(
+                host,
+                refused = count - permitted.len(),
+                left_out,
+                "addresses where the daemon may not connect are left out"
+            );
         }
         if permitted.is_empty() { Err(ConnectFailure::Forbidden) } else { Ok(permitted) }
     }

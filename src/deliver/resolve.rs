@@ -99,7 +99,8 @@ impl Resolver {
         if !found.is_empty() {
             return Ok(found);
         }
-        let lacking = |answer: &Result<Lookup, NetError>| matches!(answer, Err(NetError::Io(error)) if descriptors::lacking(error));
+        let lacking =
+            |answer: &Result<Lookup, NetError>| matches!(answer, Err(NetError::Io(error)) if descriptors::lacking(error));
         if answers.iter().any(lacking) {
             return Err(ConnectFailure::NoDescriptor);
         }

@@ -70,9 +70,6 @@ const KNOWN_PEERS: usize = 1_024;
 /// Requests that may walk over the registry at the same time. Each takes a thread and a core while it lasts; more wait.
 pub const WALKS: usize = 2;
 
-static NOT_ACCEPTED: Complaint = Complaint::each_minute();
-static FULL: Complaint = Complaint::some();
-
 const _: () = assert!(SLICE_LINES <= CONNECTION_LINES && SLICE_LINES <= QUEUE_LINES);
 const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
 
@@ -134,6 +131,7 @@ pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>)
     let mut stop = door.stop.clone();
     // Who has connected before. An application that connects for each message would fill the journal; uids are few.
     let mut known = HashSet::new();
+    let (not_accepted, full) = (Complaint::each_minute(), Complaint::each_minute());
     // Given up when there is no descriptor for a connection, so that it can be told so instead of waiting in vain.
     let mut spare = spare_descriptor();
     loop {
@@ -141,7 +139,7 @@ pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>)
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    if let Some(left_out) = NOT_ACCEPTED.tell() {
+                    if let Some(left_out) = not_accepted.tell() {
                         tracing::error!(socket = socket.name, %error, left_out, "accepting failed");
                     }
                     if descriptors::lacking(&error) && spare.take().is_some()
@@ -158,8 +156,12 @@ pub async fn serve(listener: UnixListener, socket: Arc<Socket>, door: Arc<Door>)
             () = stopping(&mut stop) => return,
         };
         let Some(place) = socket.shares.connections.try_take(1) else {
-            if let Some(left_out) = FULL.tell() {
-                tracing::warn!(socket = socket.name, left_out, "a connection is refused: this socket has all it may have (ingest.connections)");
+            if let Some(left_out) = full.tell() {
+                tracing::warn!(
+                    socket = socket.name,
+                    left_out,
+                    "a connection is refused: this socket has all it may have (ingest.connections)"
+                );
             }
             refuse(stream, "there are as many connections on this socket as ingest.connections allows");
             continue;

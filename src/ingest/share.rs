@@ -35,12 +35,11 @@ impl Shares {
     pub fn divide(connections: usize, ingest: &config::Ingest, sockets: usize) -> Vec<Shares> {
         let kib = ingest.memory_mb * 1_024;
         let line = line_kib(ingest.line_limit);
-        let lines = (kib / 4).max(line);
         let all = shares(connections, sockets, 1)
             .into_iter()
             .zip(shares(QUEUE_LINES, sockets, SLICE_LINES))
             .zip(shares(kib / 8, sockets, CHUNK_BYTES / 1_024))
-            .zip(shares(lines, sockets, line.min(lines / 2 / sockets.max(1))))
+            .zip(shares(kib / 4, sockets, line))
             .zip(shares(kib * 3 / 8, sockets, 1))
             .zip(shares(kib / 4, sockets, ANSWER_KIB));
         all.map(|(((((connections, places), chunks), lines), unanswered), answers)| Shares {
@@ -163,7 +162,7 @@ mod tests {
             assert!(others.iter().all(|taken| *taken == (total / 4 / sockets).max(1)), "{others:?}");
             assert_eq!(greedy.len() + others.iter().sum::<usize>(), total.max(sockets), "{total} of {sockets}");
             drop(greedy);
-            assert!(shares[1].try_take(1).is_some() || sockets == 1);
+            assert!(shares[sockets - 1].try_take(1).is_some());
         }
     }
 
@@ -174,7 +173,10 @@ mod tests {
         assert_eq!(most.num_permits(), 76);
         let own = shares[0].try_take(12).expect("its own part");
         assert!(shares[0].try_take(1).is_none() && !shares[0].waited_for());
-        let waiter = { let share = shares[0].clone(); tokio::spawn(async move { share.take(5).await }) };
+        let waiter = {
+            let share = shares[0].clone();
+            tokio::spawn(async move { share.take(5).await })
+        };
         while !shares[0].waited_for() {
             tokio::task::yield_now().await;
         }

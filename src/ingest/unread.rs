@@ -53,17 +53,7 @@ pub(super) struct Unread<'a> {
 impl<'a> Unread<'a> {
     pub(super) fn new(shares: &'a Shares, line_limit: usize) -> Unread<'a> {
         let buffer = Vec::with_capacity(IDLE_BYTES);
-        Unread {
-            shares,
-            line_limit,
-            buffer,
-            start: 0,
-            seen: 0,
-            filled: false,
-            chunk: None,
-            line: None,
-            waited: Duration::ZERO,
-        }
+        Unread { shares, line_limit, buffer, start: 0, seen: 0, filled: false, chunk: None, line: None, waited: Duration::ZERO }
     }
 
     /// Waits for more bytes and reads them. If it is dropped before, nothing is lost.

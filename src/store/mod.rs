@@ -522,12 +522,7 @@ impl Store {
     }
 
     /// As [`Store::open`]; RocksDB keeps at most so many of its tables open.
-    pub fn open_with(
-        data_dir: &Path,
-        settings: &config::Store,
-        allowed: &[String],
-        files: usize,
-    ) -> Result<Store, OpenError> {
+    pub fn open_with(data_dir: &Path, settings: &config::Store, allowed: &[String], files: usize) -> Result<Store, OpenError> {
         let directory = |error| OpenError::Directory { path: data_dir.to_owned(), error };
         make_private(data_dir).map_err(directory)?;
         let lock_file = take_lock(data_dir)?;

@@ -35,7 +35,7 @@ impl Answerer {
         let filter = Filter { apps, events: &events, message_id: events.message_id.map(|id| id.to_string()) };
         let mut stop = self.door.stop.clone();
         loop {
-            self.make_room().await;
+            self.make_room().await?;
             told.mark_unchanged();
             let (reading, from) = (store.clone(), after);
             let read = tokio::task::spawn_blocking(move || reading.events_after(from, PAGE)).await;

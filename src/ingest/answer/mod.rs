@@ -159,10 +159,15 @@ impl Answerer {
     }
 
     /// Takes memory for what is going to be read for an answer. It waits while others on this socket hold it all.
-    pub(super) async fn make_room(&mut self) {
+    async fn make_room(&mut self) -> Result<(), Gone> {
         if self.room.is_none() {
-            self.room = Some(self.socket.shares.answers.take(ANSWER_KIB).await);
+            self.room = tokio::select! {
+                biased;
+                room = self.socket.shares.answers.take(ANSWER_KIB) => Some(room),
+                () = gone(&self.out) => return Err(Gone),
+            };
         }
+        Ok(())
     }
 
     async fn flush(&mut self, out: &mut Vec<u8>, places: &mut Vec<OwnedSemaphorePermit>) -> Result<(), Gone> {
@@ -247,19 +252,20 @@ impl Answerer {
     async fn read(&mut self, id: RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Gone> {
         let (door, socket) = (self.door.clone(), self.socket.clone());
         let mut turn = None;
-        if walks(&request) {
+        let walks = walks(&request);
+        if walks || out.len() >= OUT_BYTES {
             // What is ready does not wait for the walk, nor for its turn.
             self.flush(out, &mut Vec::new()).await?;
+        }
+        // Before the turn: who has one must not wait for those who do not take their answers.
+        self.make_room().await?;
+        if walks {
             turn = turn_to_walk(&door.walks, &self.out, &mut door.stop.clone()).await?;
             if turn.is_none() {
                 Refusal::stopping().write(&id, out);
                 return Ok(());
             }
         }
-        if out.len() >= OUT_BYTES {
-            self.flush(out, &mut Vec::new()).await?;
-        }
-        self.make_room().await;
         let read = tokio::task::spawn_blocking(move || {
             // Until the walk has ended, also if nobody wants to know any more.
             let _turn = turn;

@@ -805,5 +805,6 @@ impl From<ReadError> for Failure {
 }
 
 pub(super) fn read_only() -> Done {
-    Failure::later(Code::ReadOnly, "there is no space on the disk: nothing can be written", 5.0).into_done()
+    Failure::later(Code::ReadOnly, "there is no space on the disk, or no descriptor for a file: nothing can be written", 5.0)
+        .into_done()
 }
