@@ -30,6 +30,7 @@ impl Daemon {
         let named = config.sockets.iter().map(|(name, socket)| (name.as_str(), socket, false));
         let shares = Shares::divide(connections, &config.ingest, 1 + config.sockets.len());
         let sockets = std::iter::once(("operator", &operator, true)).chain(named).zip(shares);
+        let mut listeners = Vec::new();
         for (number, ((name, socket, is_operator), shares)) in (0..).zip(sockets) {
             let listener = match inherited.remove(&socket.path) {
                 Some(listener) => listener,
@@ -47,8 +48,12 @@ impl Daemon {
                 number,
                 shares,
             });
-            self.sockets.push(socket.clone());
-            tokio::spawn(ingest::serve(listener, socket, self.door.clone()));
+            self.sockets.push(socket);
+            listeners.push(listener);
+        }
+        // When one answers all are there.
+        for (listener, socket) in listeners.into_iter().zip(&self.sockets) {
+            tokio::spawn(ingest::serve(listener, socket.clone(), self.door.clone()));
         }
         Ok(())
     }
