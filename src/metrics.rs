@@ -99,6 +99,11 @@ fn describe() {
     describe_gauge!("fanfare_open_lists", "Lists, streams and campaigns that have not ended.");
     describe_gauge!("fanfare_batches", "Rows whose outcome bytes are in memory.");
     describe_gauge!("fanfare_event_log_age_seconds", "Age of the oldest event that is kept.");
+    describe_gauge!(
+        "fanfare_event_log_bytes",
+        "Event log before compression, by app (empty: events of all apps, of a store of 0.1); events.max_mb bounds the sum, and \
+         beyond it who has more than its share loses its oldest events."
+    );
     describe_counter!("fanfare_corrupt_rows_total", "Rows that would not decode and were set aside: look at the disk.");
     describe_gauge!("fanfare_build_info", "1, with the version.");
     gauge!("fanfare_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -177,6 +177,9 @@ impl Levels {
         if let Some(age) = self.oldest_due_age(now) {
             metrics::plain_level("fanfare_oldest_due_age_seconds", age as f64 / 1_000.0);
         }
+        for (app, bytes) in store.log.bytes() {
+            metrics::level("fanfare_event_log_bytes", "app", app.to_string(), bytes as f64);
+        }
         if let Some(oldest) = oldest_event(store) {
             metrics::plain_level("fanfare_event_log_age_seconds", now.since(oldest) as f64 / 1_000.0);
         }
@@ -223,8 +226,7 @@ impl Levels {
 }
 
 fn oldest_event(store: &Store) -> Option<UnixMillis> {
-    let range = store.event_range().ok()?;
-    let first = store.events_after(range.oldest, 1).ok()?.into_iter().next()?;
+    let first = store.events_after(0, 1).ok()?.into_iter().next()?;
     let event: serde_json::Value = serde_json::from_slice(&first.json).ok()?;
     parse_time(event.get("time")?.as_str()?)
 }

@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nix::sys::signal::SigSet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use self::levels::{Levels, Shown};
 use crate::clock;
@@ -40,10 +40,11 @@ use crate::encrypt::warm::Warm;
 use crate::encrypt::{Shared, Worker};
 use crate::endpoint::EndpointPolicy;
 use crate::exit::Exit;
+use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::line::Rules;
 use crate::ingest::reply::format_time;
 use crate::ingest::request::Target;
-use crate::ingest::{Door, Socket, WALKS};
+use crate::ingest::{COLLECTING, Door, READS, Socket, WALKS};
 use crate::message::{Encoding, UnixMillis};
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -53,7 +54,7 @@ use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Schedule};
 use crate::store::commit::{Op, Writes};
 use crate::store::sweep::{self, Sweep};
-use crate::store::turns::{Turns, turns};
+use crate::store::turns::{self, turns};
 use crate::store::writer::{self, News, Settle, Writer};
 use crate::store::{OpenError, Origins, Store, WriteError};
 
@@ -224,7 +225,7 @@ struct Daemon {
     /// Stops reading lines.
     stop_lines: watch::Sender<bool>,
     settles: Sender<Settle>,
-    commits: Turns,
+    commits: turns::Turns,
     writer: JoinHandle<Result<(), WriteError>>,
     workers: Vec<JoinHandle<()>>,
     outcome: JoinHandle<()>,
@@ -343,7 +344,8 @@ impl Daemon {
             sweep::Settings {
                 retention: config.messages.retention,
                 events_retention: config.events.retention,
-                events_max_mb: config.events.max_mb,
+                events_max: config.events.max_mb << 20,
+                apps: config.apps.keys().map(|name| Arc::from(name.as_str())).collect::<Vec<_>>().into(),
                 stats_keep_days: STATS_DAYS,
                 min_free_percent: config.store.min_free_percent,
             },
@@ -373,7 +375,9 @@ impl Daemon {
             store: store.clone(),
             tokens: tokens.clone(),
             commits: commits.clone(),
-            walks: Arc::new(Semaphore::new(WALKS)),
+            walks: Turns::new(WALKS),
+            collecting: Places::new(COLLECTING),
+            reads: Turns::new(READS),
             line_limit: config.ingest.line_limit,
             ttl0_patience: config.messages.ttl0_patience,
             receipts: Receipts::new(&store.keyed_hash(b"receipts")),
@@ -583,7 +587,7 @@ fn make_tokens(tokens: &Tokens, store: &Store) {
 
 /// A store that lay still for a day, or comes from a backup, starts with everything paused: nobody wants last night's newsletter
 /// twice.
-fn pause_if_old(store: &Store, config: &Config, commits: &Turns) -> Result<(), ServeError> {
+fn pause_if_old(store: &Store, config: &Config, commits: &turns::Turns) -> Result<(), ServeError> {
     let backup = store.from_backup();
     let stale = store.last_written.filter(|last| clock::now().since(*last) >= STALE_MILLIS);
     // A campaign that is not walked to its end may have nothing pending.

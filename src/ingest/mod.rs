@@ -3,7 +3,8 @@
 //!
 //! Bounds: a connection has at most 4 MiB and 10,000 lines unanswered, all together `ingest.memory_mb`; beyond that it is not read.
 //! Half a line counts too, and has its time. A client that does not take its replies is cut off. Of connections and memory each socket
-//! has a part that no other can take. Counts and lists that walk over the registry take turns, two at a time.
+//! has a part that no other can take. What only reads takes turns, socket by socket: a few at a time, and of those that may have much to
+//! look at two, which are interrupted after some milliseconds.
 
 pub mod answer;
 pub mod json;
@@ -32,6 +33,7 @@ use crate::clock;
 use crate::complaint::Complaint;
 use crate::descriptors;
 use crate::encrypt::vapid::Tokens;
+use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
 use crate::ingest::request::{Add, Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
@@ -44,7 +46,7 @@ use crate::receipt::Receipts;
 use crate::store::Store;
 use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
 use crate::store::live::ListKey;
-use crate::store::turns::{self, Turns};
+use crate::store::turns;
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -67,8 +69,13 @@ const LINE_BYTES: usize = 1_536;
 const RESERVED: usize = 64 * 1024;
 /// Users whose first connection is logged.
 const KNOWN_PEERS: usize = 1_024;
-/// Requests that may walk over the registry at the same time. Each takes a thread and a core while it lasts; more wait.
+/// Requests that may walk over the registry, the event log and the like at the same time. Each takes a thread and a core while its
+/// turn lasts; more wait.
 pub const WALKS: usize = 2;
+/// Requests of one socket that collect an answer over several turns: each holds what it has found.
+pub const COLLECTING: usize = 4;
+/// Requests that may read a few rows at the same time, each on a thread.
+pub const READS: usize = 8;
 
 const _: () = assert!(SLICE_LINES <= CONNECTION_LINES && SLICE_LINES <= QUEUE_LINES);
 const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
@@ -77,9 +84,13 @@ const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
 pub struct Door {
     pub store: Arc<Store>,
     pub tokens: Arc<Tokens>,
-    pub commits: Turns,
-    /// Places of those that walk over the registry.
-    pub walks: Arc<Semaphore>,
+    pub commits: turns::Turns,
+    /// Turns of those that may have much to look at.
+    pub walks: Arc<Turns>,
+    /// Places of requests that keep what they have found for some turns.
+    pub collecting: Places,
+    /// Turns of those that read a few rows.
+    pub reads: Arc<Turns>,
     pub line_limit: usize,
     pub ttl0_patience: Duration,
     pub receipts: Receipts,

@@ -1,6 +1,7 @@
 //! What the operations of the registry answer (DESIGN 4).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -182,24 +183,30 @@ pub(super) struct Listing<'a> {
     pub(super) of: &'a Of,
     pub(super) app: Option<&'a str>,
     pub(super) limit: usize,
-    pub(super) after: Option<&'a str>,
-    pub(super) reveal: Option<&'a Tokens>,
 }
 
-pub(super) fn write_list(
-    store: &Store,
-    id: &RequestId,
-    listing: &Listing<'_>,
-    apps: &Apps,
-    out: &mut Vec<u8>,
-) -> Result<(), ListError> {
-    let after = listing.after.map(|text| parse_cursor(store, text).ok_or(ListError::Cursor)).transpose()?;
+/// Where a list goes on: an app's number, and a subscription of it.
+pub(super) type Behind = (u16, SubscriptionKey);
+
+/// Where an earlier reply to these apps has ended.
+pub(super) fn behind(store: &Store, text: Option<&str>, apps: &Apps) -> Result<Option<Behind>, ListError> {
+    let after = text.map(|text| parse_cursor(store, text).ok_or(ListError::Cursor)).transpose()?;
     if after.is_some_and(|(of, _)| !apps.iter().any(|app| store.registry.app(app) == Some(of))) {
         return Err(ListError::Cursor);
     }
+    Ok(after)
+}
+
+/// Finds what is there behind `after`, as much as can be found until then; and behind what there may be more.
+pub(super) fn list_some(
+    store: &Store,
+    listing: &Listing<'_>,
+    apps: &Apps,
+    after: Option<Behind>,
+    until: Instant,
+    found: &mut Vec<Known>,
+) -> Result<Option<Behind>, ReadError> {
     let all = Segment::default();
-    let mut found: Vec<Known> = Vec::new();
-    let mut next = None;
     let mut numbers: Vec<u16> = apps
         .iter()
         .filter(|app| listing.app.is_none_or(|named| named == &***app))
@@ -219,27 +226,35 @@ pub(super) fn write_list(
                 let last = page.last().map(|known| known.key).filter(|_| more);
                 (page, last)
             }
-            Of::Segment(segment) => store.segment_page(number, segment, behind, left)?,
-            Of::All => store.segment_page(number, &all, behind, left)?,
+            Of::Segment(segment) => store.segment_page(number, segment, behind, left, until)?,
+            Of::All => store.segment_page(number, &all, behind, left, until)?,
         };
         found.extend(page);
         if let Some(more) = more {
-            next = Some(Position::Subscription { app: number, key: more });
-            break;
+            return Ok(Some((number, more)));
         }
         if found.len() == listing.limit {
-            next = found.last().map(|known| Position::Subscription { app: number, key: known.key });
-            break;
+            return Ok(found.last().map(|known| (number, known.key)));
         }
     }
+    Ok(None)
+}
+
+pub(super) fn write_list(
+    store: &Store,
+    id: &RequestId,
+    found: &[Known],
+    next: Option<Behind>,
+    reveal: Option<&Tokens>,
+    out: &mut Vec<u8>,
+) {
     begin_ok(out, id);
-    write_all(store, &found, listing.reveal, out);
+    write_all(store, found, reveal, out);
     match next {
-        Some(after) => member_text(out, "after", &store.ids.seal(after)),
+        Some((app, key)) => member_text(out, "after", &store.ids.seal(Position::Subscription { app, key })),
         None => member(out, "after", "null"),
     }
     end(out);
-    Ok(())
 }
 
 /// The accounts of these apps that are switched off, by app and name, from behind `after` on: each as a line that `account` takes.

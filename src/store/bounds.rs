@@ -31,7 +31,7 @@ impl Model for Both {
 type World = harness::World<Both>;
 
 fn world() -> World {
-    World::start_with(Setup { browsers_per_account: 9, looks_on: false }, Both, &["shop", "news"])
+    World::start_with(Setup { browsers_per_account: 9, events_max: 64 << 20, looks_on: false }, Both, &["shop", "news"])
 }
 
 fn only(app: &str) -> Apps {

@@ -61,6 +61,8 @@ pub struct World<M: Model> {
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub browsers_per_account: usize,
+    /// Bytes of the event log.
+    pub events_max: u64,
     /// The scheduler looks on while the writer works; else it looks when it is told, and the writer does at once what it then wants.
     pub looks_on: bool,
 }
@@ -119,7 +121,8 @@ impl Running {
         let settings = sweep::Settings {
             retention: Duration::from_secs(604_800),
             events_retention: Duration::from_secs(604_800),
-            events_max_mb: 64,
+            events_max: setup.events_max,
+            apps: apps.clone(),
             stats_keep_days: 400,
             min_free_percent: 0.0,
         };

@@ -4,7 +4,7 @@
 //! - [`writer`]: the one thread that writes: group commits and checkpoints.
 //! - [`commit`]: what a connection prepares for the writer.
 //! - [`load`]: what a worker reads before it seals.
-//! - [`read`]: what `status`, `events`, `stats`, `list_messages` answer.
+//! - [`read`]: what `status`, `stats`, `list_messages` answer; [`log`]: the event log.
 //! - [`shares`]: how much each app may have of a bounded thing.
 //! - [`turns`]: the writer's queue, in which sockets take turns.
 //! - [`sweep`]: deadlines, retention, space.
@@ -20,6 +20,7 @@ pub mod erase;
 pub mod key;
 pub mod live;
 pub mod load;
+pub mod log;
 pub mod presence;
 pub mod read;
 pub mod record;
@@ -298,6 +299,8 @@ pub struct Store {
     pub written: AtomicU64,
     /// The next event's number, as far as checkpoints are synced.
     pub events_end: tokio::sync::watch::Sender<u64>,
+    /// What is known of the event log without reading it.
+    pub log: log::Log,
     /// When this store was last written before this start, if ever.
     pub last_written: Option<UnixMillis>,
     /// Rows that would not decode.
@@ -551,6 +554,7 @@ impl Store {
             pending: AtomicU64::new(0),
             written: AtomicU64::new(0),
             events_end: tokio::sync::watch::Sender::new(0),
+            log: log::Log::default(),
             last_written: None,
             corrupt_rows: AtomicU64::new(0),
             #[cfg(test)]

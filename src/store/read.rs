@@ -1,9 +1,10 @@
-//! What `status`, `list_messages`, `events` and `stats` answer: every number as it is on disk, so as of the last checkpoint.
+//! What `status`, `list_messages` and `stats` answer: every number as it is on disk, so as of the last checkpoint.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -13,13 +14,11 @@ use crate::store::commit::Apps;
 use crate::store::key;
 use crate::store::live::{List, ListKey, Walk, ending, retries};
 use crate::store::load::{MessageRow, message_key};
+use crate::store::log::EventFilter;
 use crate::store::record::{self, Counts, Head, Take};
 use crate::store::registry::row::{App, disabled_from, disabled_key, disabled_prefix, feedback_counts_key};
 use crate::store::writer::{StatsKey, feedback_counts, read_list};
-use crate::store::{ReadError, Store, family, list_state, number};
-
-/// Lists that one `list_messages` looks at; where there are more it says where to go on.
-const LISTS_SEEN: usize = if cfg!(test) { 4 } else { 10_000 };
+use crate::store::{ReadError, Store, family, list_state};
 
 /// What `status` tells of a message.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,16 +40,10 @@ pub struct Status {
     pub walked: Option<f64>,
 }
 
-/// An event as it is kept: its number and its JSON, without the cursor.
-pub struct StoredEvent {
-    pub number: u64,
-    pub json: Bytes,
-}
-
 /// A cursor that `events` cannot go on from; both ends of what it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CursorExpired {
-    /// After this number comes the oldest event.
+    /// After this number no event was dropped.
     pub oldest: u64,
     /// The newest event's number.
     pub newest: u64,
@@ -190,13 +183,14 @@ impl Store {
         })
     }
 
-    /// Lists, newest first, from before `after` on; the second value is the list to go on after, if there is more. It may be one of
-    /// another app.
+    /// Lists, newest first, from before `after` on, of at most `most` that are looked at; the second value is the list to go on after,
+    /// if there may be more. It may be one of another app.
     pub fn list_messages(
         &self,
         wanted: impl Fn(&Status) -> bool,
         limit: usize,
         after: Option<ListKey>,
+        most: usize,
         apps: &Apps,
         now: UnixMillis,
     ) -> Result<(Vec<Status>, Option<ListKey>), ReadError> {
@@ -209,11 +203,11 @@ impl Store {
                 let commit = u64::from_be_bytes(commit.try_into().expect("eight bytes"));
                 keys.push(ListKey { commit, place: u16::from_be_bytes(place.try_into().expect("two bytes")) });
             }
-            keys.len() < LISTS_SEEN
+            keys.len() < most
         })?;
         let mut more = None;
         let last = keys.last().copied();
-        let all_seen = keys.len() < LISTS_SEEN;
+        let all_seen = keys.len() < most;
         for key in keys {
             let Some(list) = self.stored_list(key)? else { continue };
             if !apps.contains(&list.message.app) {
@@ -253,85 +247,70 @@ impl Store {
         Ok(found)
     }
 
-    /// After which number the log begins, and the newest number.
-    pub fn event_range(&self) -> Result<CursorExpired, ReadError> {
+    /// After which number nothing of these apps is missing, and the newest number.
+    pub fn event_range(&self, filter: &EventFilter) -> CursorExpired {
         let newest = *self.events_end.borrow() - 1;
-        let mut first = None;
-        let start = self.reader()?.value(family::META, "events_first")?.unwrap_or_default();
-        self.reader()?.scan(family::EVENTS, &start, &[255; 9], |key, _| {
-            first = key.try_into().ok().map(u64::from_be_bytes);
-            false
-        })?;
-        Ok(CursorExpired { oldest: first.map_or(newest, |first| first - 1), newest })
+        CursorExpired { oldest: self.log.dropped(filter).into_values().max().unwrap_or(0), newest }
     }
 
-    /// Events after number `after`, oldest first, about `most` of them.
-    pub fn events_after(&self, after: u64, most: usize) -> Result<Vec<StoredEvent>, ReadError> {
+    /// Adds counters to `sums`, by the dimensions in `by`: from key `from` (a day, or where it was left) to day `to`, included, as many
+    /// as are met until then. Gives where to go on.
+    pub fn stats(
+        &self,
+        from: &[u8],
+        to: u32,
+        by: &[By],
+        apps: &Apps,
+        until: Instant,
+        sums: &mut BTreeMap<StatsKey, Counts>,
+    ) -> Result<Option<Vec<u8>>, ReadError> {
+        let end = to.checked_add(1).map_or_else(|| vec![255; 5], |day| day.to_be_bytes().to_vec());
         let reader = self.reader()?;
-        let end = *self.events_end.borrow();
-        let mut events = Vec::new();
-        // The row that holds the next one begins at or before it.
-        let start = match reader.last_at_most(family::EVENTS, &number(after + 1), &[])? {
-            Some((key, _)) => key,
-            None => number(after + 1),
-        };
-        let mut corrupt = false;
-        reader.scan(family::EVENTS, &start, &number(end), |key, value| {
-            let Ok(first) = key.try_into().map(u64::from_be_bytes) else { return true };
-            let decoded = Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| {
-                let count = take.u32()?;
-                let lines = take.take(value.len() - 5)?;
-                Ok((count, lines))
-            });
-            match decoded {
-                Ok((_, lines)) => {
-                    for (number, line) in (first..).zip(lines.split(|byte| *byte == b'\n')) {
-                        if number > after {
-                            events.push(StoredEvent { number, json: lines.slice_ref(line) });
+        let mut next = Some(from.to_vec());
+        let mut met = 0u32;
+        while let Some(from) = next.take() {
+            let (mut late, mut corrupt) = (false, false);
+            reader.scan(family::STATS, &from, &end, |row, value| {
+                let decoded = StatsKey::decode(row).and_then(|(key, _)| {
+                    let counts =
+                        Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| record::take_counts(&mut take))?;
+                    Ok((key, counts))
+                });
+                met += 1;
+                late = met.is_multiple_of(64) && Instant::now() >= until;
+                match decoded {
+                    Ok((key, counts)) if apps.contains(&key.app) => {
+                        let has = |dimension| by.contains(&dimension);
+                        let group = StatsKey {
+                            day: if has(By::Day) { key.day } else { 0 },
+                            app: if has(By::App) { key.app } else { Arc::from("") },
+                            label: if has(By::Label) { key.label } else { Arc::from("") },
+                            service: if has(By::Service) { key.service } else { crate::message::Service::OTHER },
+                            key: if has(By::Key) { key.key } else { [0; 8] },
+                        };
+                        sums.entry(group).or_default().add(&counts);
+                        if late {
+                            next = Some([row, &[0]].concat());
+                        }
+                    }
+                    // The rest of another app's day is passed over.
+                    Ok((key, _)) => next = Some(key::after_prefix(&row[..4 + 2 + key.app.len()])),
+                    Err(record::Corrupt) => {
+                        corrupt = true;
+                        if late {
+                            next = Some([row, &[0]].concat());
                         }
                     }
                 }
-                Err(record::Corrupt) => corrupt = true,
+                next.is_none()
+            })?;
+            if corrupt {
+                self.corrupt(family::STATS);
             }
-            events.len() < most
-        })?;
-        if corrupt {
-            self.corrupt(family::EVENTS);
-        }
-        Ok(events)
-    }
-
-    /// Counters from day `from` to day `to`, both included, summed by the dimensions in `by`.
-    pub fn stats(&self, from: u32, to: u32, by: &[By], apps: &Apps) -> Result<Vec<(StatsKey, Counts)>, ReadError> {
-        let mut sums: BTreeMap<StatsKey, Counts> = BTreeMap::new();
-        let mut corrupt = false;
-        let end = to.checked_add(1).map_or_else(|| vec![255; 5], |day| day.to_be_bytes().to_vec());
-        self.reader()?.scan(family::STATS, &from.to_be_bytes(), &end, |key, value| {
-            let decoded = StatsKey::decode(key).and_then(|(key, _)| {
-                let counts =
-                    Take::versioned(Bytes::copy_from_slice(value)).and_then(|mut take| record::take_counts(&mut take))?;
-                Ok((key, counts))
-            });
-            match decoded {
-                Ok((key, counts)) if apps.contains(&key.app) => {
-                    let has = |dimension| by.contains(&dimension);
-                    let group = StatsKey {
-                        day: if has(By::Day) { key.day } else { 0 },
-                        app: if has(By::App) { key.app } else { Arc::from("") },
-                        label: if has(By::Label) { key.label } else { Arc::from("") },
-                        service: if has(By::Service) { key.service } else { crate::message::Service::OTHER },
-                        key: if has(By::Key) { key.key } else { [0; 8] },
-                    };
-                    sums.entry(group).or_default().add(&counts);
-                }
-                Ok(_) => {}
-                Err(record::Corrupt) => corrupt = true,
+            if late {
+                return Ok(next);
             }
-            true
-        })?;
-        if corrupt {
-            self.corrupt(family::STATS);
         }
-        Ok(sums.into_iter().collect())
+        Ok(None)
     }
 }

@@ -1,6 +1,47 @@
 //! `events`: order, cursors, limits, filters, following, trimming.
 
 use super::*;
+use std::path::PathBuf;
+
+use fanfare_loadtest::daemon::write_vapid_key;
+use fanfare_loadtest::machine::status_bytes;
+
+/// A daemon with a socket for each of two apps.
+fn start_two(config: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> (tempfile::TempDir, Mock, Daemon, [PathBuf; 2]) {
+    let directory = tempfile::tempdir().unwrap();
+    let (mock, daemon) = start(|mut builder| {
+        for app in ["shop", "news"] {
+            let key = directory.path().join(format!("{app}.pem"));
+            write_vapid_key(&key).unwrap();
+            builder = builder
+                .set(&format!("apps.{app}.vapid_keys"), json!([key]))
+                .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
+                .set(&format!("sockets.{app}.path"), json!(directory.path().join(app)))
+                .set(&format!("sockets.{app}.mode"), 0o600)
+                .set(&format!("sockets.{app}.apps"), json!([app]));
+        }
+        config(builder)
+    });
+    let sockets = ["shop", "news"].map(|app| directory.path().join(app));
+    (directory, mock, daemon, sockets)
+}
+
+/// Has so many events told, 64 a message, by messages that are cancelled before they go out.
+fn cancel_many(mock: &Mock, client: &mut Client, count: usize) {
+    let browsers = mock.subscribe(0, 64);
+    let line = serde_json::to_vec(&send(&browsers, json!({"paused": true, "label": "flood", "payload": "p"}))).unwrap();
+    let mut last = Value::Null;
+    for left in (0..count.div_ceil(64)).rev() {
+        client.send_raw(&[&line[..], b"\n"].concat()).unwrap();
+        if left % 50 == 0 {
+            client.send(&json!({"op": "ping"})).unwrap();
+            last = std::iter::from_fn(|| client.recv().ok()).take_while(|line| line["message_id"].is_string()).last().unwrap();
+        }
+    }
+    client.ok(&json!({"op": "cancel", "label": "flood"}));
+    // They are gone through in the order in which they came.
+    wait_ended(client, &id_of(&last));
+}
 
 fn ask(client: &mut Client, more: Value) -> (Vec<Value>, Value) {
     let mut request = json!({"op": "events"});
@@ -226,4 +267,106 @@ fn old_events_are_trimmed_and_their_cursors_expire() {
     let (events, end) = ask(&mut client, json!({"after": error["oldest"]}));
     assert!(events.len() <= 3 && events.iter().all(|event| kept.contains(&event["message_id"])), "{events:?}");
     assert_eq!(end["cursor"], error["newest"]);
+}
+
+#[test]
+fn who_floods_the_log_loses_its_own_oldest_events_and_no_other_app_does() {
+    let (_directory, mock, mut daemon, sockets) = start_two(|config| config.set("events.max_mb", 1));
+    let [mut shop, mut news] = [0, 1].map(|app: usize| Client::connect(&sockets[app]).unwrap());
+    let at_first = ask(&mut shop, json!({})).1["cursor"].clone();
+    let browsers = mock.subscribe(0, 3);
+    let mut unread = Vec::new();
+    for browser in &browsers {
+        let id = id_of(&news.ok(&send(std::slice::from_ref(browser), json!({"paused": true}))));
+        news.ok(&json!({"op": "cancel", "message_id": id}));
+        unread.push(id);
+    }
+    wait_for("the events", || (ask(&mut news, json!({})).0.len() == 3).then_some(()));
+    cancel_many(&mock, &mut shop, 12_800);
+    let expired = |client: &mut Client, cursor: &Value| {
+        client.send(&json!({"op": "events", "after": cursor, "limit": 1})).unwrap();
+        let line = wait_for("a reply", || Some(client.recv().unwrap()).filter(|line| line.get("ok").is_some()));
+        (line["ok"] == false).then(|| line["error"].clone())
+    };
+    let error = wait_for("the trimming", || expired(&mut shop, &at_first));
+    assert_eq!(error["code"], "cursor_expired");
+    assert!(error["message"].as_str().unwrap().contains("events of shop behind this cursor"), "{error}");
+    let bytes = wait_for("the bound", || {
+        let [shop, news] =
+            ["shop", "news"].map(|app| daemon.metric(&format!("fanfare_event_log_bytes{{app=\"{app}\"}}")).unwrap_or(f64::MAX));
+        (shop + news <= f64::from(1 << 20)).then_some(shop)
+    });
+    assert!(bytes > f64::from(1 << 19), "no more goes than must: {bytes}");
+    for restarted in [false, true] {
+        if restarted {
+            daemon.kill9();
+            daemon.restart().unwrap();
+            [shop, news] = [0, 1].map(|app: usize| Client::connect(&sockets[app]).unwrap());
+        }
+        for after in [json!("oldest"), at_first.clone()] {
+            let (events, end) = ask(&mut news, json!({"after": after}));
+            assert_eq!(events.iter().map(id_of).collect::<Vec<_>>(), unread, "the other has lost none");
+            assert_eq!(end["more"], false);
+        }
+        let error = expired(&mut shop, &at_first).expect("it has lost some");
+        let (left, end) = ask(&mut shop, json!({"after": error["oldest"], "limit": 100_000}));
+        assert!((1_000..12_800).contains(&left.len()), "{}", left.len());
+        assert_eq!((&end["cursor"], &end["more"]), (&error["newest"], &json!(false)));
+        assert_eq!(ask(&mut shop, json!({"limit": 100_000})).0.len(), left.len(), "oldest is all that there is");
+    }
+}
+
+#[test]
+fn clients_that_ask_for_much_and_leave_delay_nobody() {
+    let (_directory, mock, daemon, sockets) = start_two(|config| config);
+    let [mut shop, mut news] = [0, 1].map(|app: usize| Client::connect(&sockets[app]).unwrap());
+    cancel_many(&mock, &mut shop, 100_000);
+    let browsers = mock.subscribe(0, 1);
+    let gone = bury(&mock, &mut news, &browsers, json!({}));
+    let before = status_bytes(daemon.pid(), "VmRSS").unwrap();
+    let line = b"{\"op\":\"events\",\"label\":\"that nobody has ever sent\"}\n";
+    let lines = line.repeat(248_000 / line.len());
+    for round in 0..2 {
+        let clients: Vec<Client> = (0..16)
+            .map(|_| {
+                let mut client = Client::connect(&sockets[0]).unwrap();
+                client.send_raw(&lines).unwrap();
+                client
+            })
+            .collect();
+        if round == 0 {
+            // They have begun.
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let mut worst = Duration::ZERO;
+        let mut try_both = |news: &mut Client| {
+            for _ in 0..5 {
+                let began = Instant::now();
+                news.ok(&send(&browsers, json!({"paused": true, "urgency": "high"})));
+                let (events, _) = ask(news, json!({"types": ["gone"]}));
+                assert_eq!(events.iter().map(id_of).collect::<Vec<_>>(), gone);
+                news.ok(&json!({"op": "status", "message_id": gone[0]}));
+                worst = worst.max(began.elapsed());
+            }
+        };
+        if round == 0 {
+            try_both(&mut news);
+        }
+        drop(clients);
+        try_both(&mut news);
+        // 100 ms and then some: this is built to be built fast, and other tests run beside it.
+        assert!(worst < Duration::from_millis(500), "{worst:?}");
+    }
+    // What they had asked for is not read any more.
+    let cpu = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
+        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    let began = cpu();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(cpu() - began < 50, "hundredths of a second of work for nobody: {}", cpu() - began);
+    let grown = status_bytes(daemon.pid(), "VmRSS").unwrap().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown}");
 }

@@ -1,26 +1,28 @@
-//! `events`: the log is read a page at a time, and followed while the client listens.
+//! `events`: the log is read a page at a time, and followed while the client listens. Each page is a turn, so that who has much to
+//! look at does not hold up others, and a client that has gone is found to be before the next one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::ids::Position;
 use crate::ingest::answer::refusal::Refusal;
-use crate::ingest::answer::{Answerer, Gone, OUT_BYTES, gone};
+use crate::ingest::answer::{Answerer, Gone, gone, one_of};
 use crate::ingest::reply::{begin_ok, end, member, member_text};
-use crate::ingest::request::{After, Code, EventType, Events, Problem, RequestId};
-use crate::ingest::{stopping, subscription_name};
-use crate::store::commit::Apps;
-use crate::store::read::StoredEvent;
+use crate::ingest::request::{After, Code, Events, Problem, RequestId};
+use crate::ingest::stopping;
+use crate::store::log::{EventFilter, PAGE, StoredEvent};
 use crate::store::{ReadError, Store};
 
 /// Events that are told unless a limit is given or they are followed.
 const LIMIT: u32 = 1_000;
-/// Events that are read at once.
-const PAGE: usize = 1_000;
 
 impl Answerer {
     pub(super) async fn events(&mut self, id: RequestId, events: Events, out: &mut Vec<u8>) -> Result<(), Gone> {
         let store = self.door.store.clone();
-        let apps = self.socket.apps();
+        let filter = Arc::new(EventFilter::new(&events, &self.socket.apps()));
         let mut told = store.events_end.subscribe();
-        let mut after = match first_number(&store, &events.after) {
+        let dropped = store.log.dropped(&filter);
+        let mut after = match first_number(&store, &filter, &events.after) {
             Ok(after) => after,
             Err(refusal) => {
                 refusal.write(&id, out);
@@ -32,34 +34,47 @@ impl Answerer {
             (None, false) => u64::from(LIMIT),
             (None, true) => u64::MAX,
         };
-        let filter = Filter { apps, events: &events, message_id: events.message_id.map(|id| id.to_string()) };
         let mut stop = self.door.stop.clone();
         loop {
             self.make_room().await?;
             told.mark_unchanged();
-            let (reading, from) = (store.clone(), after);
-            let read = tokio::task::spawn_blocking(move || reading.events_after(from, PAGE)).await;
-            let page = match read {
-                Ok(Ok(page)) => page,
-                _ => {
+            let end = *store.events_end.borrow();
+            let ended = if store.log.newest(&filter) <= after {
+                // Nothing that concerns it has come: that needs no turn.
+                after = after.max(end - 1);
+                true
+            } else {
+                self.flush(out, &mut Vec::new()).await?;
+                let Some(turn) = one_of(self.door.walks.take(&self.socket.name), &self.out, &mut stop).await? else {
+                    if !events.follow {
+                        Refusal::stopping().write(&id, out);
+                    }
+                    return Ok(());
+                };
+                let (reading, wanted, from) = (store.clone(), filter.clone(), after);
+                let most = usize::try_from(left).unwrap_or(PAGE).min(PAGE);
+                let read = tokio::task::spawn_blocking(move || {
+                    let _turn = turn;
+                    reading.events_page(&wanted, from, most)
+                });
+                let Ok(Ok(page)) = read.await else {
                     Refusal::from(ReadError).write(&id, out);
                     return Ok(());
+                };
+                // Told before rows go: if something was missing, it is known by now.
+                if let Err(refusal) = nothing_missing(&store, &filter, &dropped, after) {
+                    refusal.write(&id, out);
+                    return Ok(());
                 }
+                after = page.reached;
+                left -= page.events.len() as u64;
+                let ended = page.ended;
+                page.events.iter().for_each(|event| write_event(&store, event, out));
+                // Nobody who takes his time holds more than this of it.
+                drop(page);
+                self.flush(out, &mut Vec::new()).await?;
+                ended
             };
-            let ended = page.is_empty();
-            for event in page {
-                if left == 0 {
-                    break;
-                }
-                after = event.number;
-                if filter.takes(&event) {
-                    write_event(&store, &event, out);
-                    left -= 1;
-                }
-                if out.len() >= OUT_BYTES {
-                    self.flush(out, &mut Vec::new()).await?;
-                }
-            }
             if left == 0 || !events.follow && ended {
                 break;
             }
@@ -73,10 +88,9 @@ impl Answerer {
                 }
             }
         }
-        let more = store.event_range().is_ok_and(|range| after < range.newest);
         begin_ok(out, &id);
         member_text(out, "cursor", &cursor(&store, after));
-        member(out, "more", more);
+        member(out, "more", store.log.newest(&filter) > after);
         end(out);
         Ok(())
     }
@@ -99,51 +113,40 @@ fn write_event(store: &Store, event: &StoredEvent, out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-fn first_number(store: &Store, after: &After) -> Result<u64, Refusal> {
-    let range = store.event_range()?;
-    let number = match after {
-        After::Oldest => return Ok(range.oldest),
+fn first_number(store: &Store, filter: &EventFilter, after: &After) -> Result<u64, Refusal> {
+    let range = store.event_range(filter);
+    let number: Option<u64> = match after {
+        After::Oldest => return Ok(0),
         After::Newest => return Ok(range.newest),
         After::Cursor(text) => text.strip_prefix(&cursor_head(store)).and_then(|number| store.ids.event_number(number)),
     };
-    match number {
-        Some(number) if (range.oldest..=range.newest).contains(&number) => Ok(number),
-        _ => Err(Refusal {
-            problem: Problem {
-                code: Code::CursorExpired,
-                field: Some("after".to_owned()),
-                message: "this cursor is too old, of another store, or beyond the end".to_owned(),
-            },
-            retry_after: None,
-            extra: vec![
-                ("oldest", format!("\"{}\"", cursor(store, range.oldest))),
-                ("newest", format!("\"{}\"", cursor(store, range.newest))),
-            ],
-        }),
+    match number.filter(|number| *number <= range.newest) {
+        Some(number) => nothing_missing(store, filter, &BTreeMap::new(), number).map(|()| number),
+        None => Err(expired(store, filter, "this cursor is too old, of another store, or beyond the end".to_owned())),
     }
 }
 
-struct Filter<'a> {
-    apps: Apps,
-    events: &'a Events,
-    message_id: Option<String>,
+/// Whether all events of these apps behind this number are there; of those that were `known` to be missing nothing is said.
+fn nothing_missing(store: &Store, filter: &EventFilter, known: &BTreeMap<Arc<str>, u64>, after: u64) -> Result<(), Refusal> {
+    let missing: Vec<_> =
+        store.log.dropped(filter).into_iter().filter(|of| of.1 > after && known.get(&of.0) != Some(&of.1)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let apps: Vec<&str> = missing.iter().map(|(app, _)| &**app).filter(|app| !app.is_empty()).collect();
+    let whose = if apps.is_empty() { String::new() } else { format!(" of {}", apps.join(", ")) };
+    let message = format!("events{whose} behind this cursor are not kept any more: see events.retention and events.max_mb");
+    Err(expired(store, filter, message))
 }
 
-impl Filter<'_> {
-    fn takes(&self, event: &StoredEvent) -> bool {
-        let Ok(object) = serde_json::from_slice::<serde_json::Value>(&event.json) else { return false };
-        let text = |name: &str| object.get(name).and_then(serde_json::Value::as_str);
-        let is = |wanted: Option<&str>, name: &str| wanted.is_none_or(|wanted| text(name) == Some(wanted));
-        let events = self.events;
-        self.apps.iter().any(|app| text("app") == Some(app))
-            && is(events.app.as_deref(), "app")
-            && is(events.label.as_deref(), "label")
-            && is(self.message_id.as_deref(), "message_id")
-            && is(events.account.as_deref(), "account")
-            && is(events.subscription_id.as_ref().map(subscription_name).as_deref(), "subscription_id")
-            && events
-                .types
-                .as_ref()
-                .is_none_or(|types| text("type").and_then(EventType::parse).is_some_and(|kind| types.contains(&kind)))
+fn expired(store: &Store, filter: &EventFilter, message: String) -> Refusal {
+    let range = store.event_range(filter);
+    Refusal {
+        problem: Problem { code: Code::CursorExpired, field: Some("after".to_owned()), message },
+        retry_after: None,
+        extra: vec![
+            ("oldest", format!("\"{}\"", cursor(store, range.oldest))),
+            ("newest", format!("\"{}\"", cursor(store, range.newest))),
+        ],
     }
 }

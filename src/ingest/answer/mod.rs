@@ -1,11 +1,12 @@
 //! The answering half of a connection: replies in the order of the requests, and what only reads.
 //!
 //! This file keeps the order, waits, and answers what was written; `read` is what only reads, `events` the event log, `refusal` what is
-//! said where that cannot be done.
+//! said where that cannot be done, `turns` who reads when.
 
 mod events;
 mod read;
 mod refusal;
+pub mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 
-use self::read::read_request;
+use self::read::Reading;
 use self::refusal::Refusal;
 use crate::complaint::Complaint;
 use crate::ids::VisibleId;
@@ -250,41 +251,57 @@ impl Answerer {
     }
 
     async fn read(&mut self, id: RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Gone> {
-        let (door, socket) = (self.door.clone(), self.socket.clone());
-        let mut turn = None;
         let walks = walks(&request);
+        let mut stop = self.door.stop.clone();
+        let mut _place = None;
         if walks || out.len() >= OUT_BYTES {
-            // What is ready does not wait for the walk, nor for its turn.
+            // What is ready does not wait for the walk, nor for its turns.
             self.flush(out, &mut Vec::new()).await?;
         }
         // Before the turn: who has one must not wait for those who do not take their answers.
         self.make_room().await?;
         if walks {
-            turn = turn_to_walk(&door.walks, &self.out, &mut door.stop.clone()).await?;
-            if turn.is_none() {
+            // Until the answer is on the socket.
+            _place = one_of(self.door.collecting.take(&self.socket.name), &self.out, &mut stop).await?;
+        }
+        let mut reading = Reading::of(request);
+        loop {
+            let turns = if walks { &self.door.walks } else { &self.door.reads };
+            let Some(turn) = one_of(turns.take(&self.socket.name), &self.out, &mut stop).await? else {
                 Refusal::stopping().write(&id, out);
                 return Ok(());
+            };
+            let (door, socket, repeated) = (self.door.clone(), self.socket.clone(), id.clone());
+            let read = tokio::task::spawn_blocking(move || {
+                // Until the thread is free again, also if nobody wants to know any more.
+                let _turn = turn;
+                let mut line = Vec::new();
+                let read = reading.go_on(&door, &socket, &repeated, &mut line);
+                (read, reading, line)
+            });
+            let Ok((read, back, line)) = read.await else { return Err(Gone) };
+            match read {
+                Ok(true) => out.extend_from_slice(&line),
+                Ok(false) if *stop.borrow() => Refusal::stopping().write(&id, out),
+                Ok(false) => {
+                    reading = back;
+                    continue;
+                }
+                Err(refusal) => refusal.write(&id, out),
             }
+            if walks {
+                self.flush(out, &mut Vec::new()).await?;
+            }
+            return Ok(());
         }
-        let read = tokio::task::spawn_blocking(move || {
-            // Until the walk has ended, also if nobody wants to know any more.
-            let _turn = turn;
-            let mut line = Vec::new();
-            let told = read_request(&door, &socket, &id, request, &mut line);
-            (id, told, line)
-        });
-        let Ok((id, told, line)) = read.await else { return Err(Gone) };
-        match told {
-            Ok(()) => out.extend_from_slice(&line),
-            Err(refusal) => refusal.write(&id, out),
-        }
-        Ok(())
     }
 
     /// Why a subscription was not found that is there: it belongs to an app that lacks one of the scopes it was to get.
     async fn foreign_scope(&self, subscription: SubscriptionId, refusing: BTreeMap<Arc<str>, Name>) -> Option<Refusal> {
         let store = self.door.store.clone();
+        let turn = self.door.reads.take(&self.socket.name).await;
         let found = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let apps: Apps = Arc::new(refusing.keys().cloned().collect());
             let known = store.subscription(subscription, &apps)?;
             Ok::<_, ReadError>(known.and_then(|known| refusing.get(&known.app).map(|scope| Refusal::of(foreign_scope(scope)))))
@@ -458,7 +475,7 @@ async fn stuck(shares: &Shares) {
     }
 }
 
-/// Whether a request may have to look at the whole registry: one of a hundred million subscriptions takes a minute.
+/// Whether a request may have much to look at: one of a hundred million subscriptions takes a minute.
 fn walks(request: &Request) -> bool {
     match request {
         Request::Count { segment, scope, .. } => {
@@ -468,21 +485,22 @@ fn walks(request: &Request) -> bool {
         }
         // A page is short, but what lies between those that are wanted may be long.
         Request::ListSubscriptions { of, .. } => !matches!(of, Of::Account(_)),
+        Request::ListMessages { .. } | Request::Stats { .. } => true,
         _ => false,
     }
 }
 
-/// Waits for one of the places of those that walk, in the order in which they came, and on no thread. None: the daemon stops.
-async fn turn_to_walk(
-    places: &Arc<Semaphore>,
+/// Waits for a turn or a place, on no thread. None: the daemon stops.
+async fn one_of<T>(
+    turn: impl Future<Output = T>,
     out: &OwnedWriteHalf,
     stop: &mut tokio::sync::watch::Receiver<bool>,
-) -> Result<Option<OwnedSemaphorePermit>, Gone> {
+) -> Result<Option<T>, Gone> {
     tokio::select! {
         biased;
+        // Nothing is read for a client that has gone.
         () = gone(out) => Err(Gone),
-        // It is never closed.
-        turn = places.clone().acquire_owned() => Ok(turn.ok()),
+        turn = turn => Ok(Some(turn)),
         () = stopping(stop) => Ok(None),
     }
 }
@@ -500,29 +518,30 @@ async fn gone(out: &OwnedWriteHalf) {
 
 #[cfg(test)]
 mod tests {
+    use super::turns::{Turn, Turns};
     use tokio::net::UnixStream;
     use tokio::task::JoinHandle;
 
     use super::*;
     use crate::message::Segment;
 
-    type Turn = JoinHandle<Result<Option<OwnedSemaphorePermit>, Gone>>;
+    type Waits = JoinHandle<Result<Option<Turn>, Gone>>;
 
     /// Somebody who waits for a turn, and the client's end of the connection.
-    fn waiter(places: &Arc<Semaphore>, stop: &tokio::sync::watch::Receiver<bool>) -> (Turn, UnixStream) {
+    fn waiter(places: &Arc<Turns>, stop: &tokio::sync::watch::Receiver<bool>) -> (Waits, UnixStream) {
         let (client, ours) = UnixStream::pair().expect("sockets");
         let (places, mut stop) = (places.clone(), stop.clone());
-        let turn = tokio::spawn(async move { turn_to_walk(&places, &ours.into_split().1, &mut stop).await });
+        let turn = tokio::spawn(async move { one_of(places.take("one"), &ours.into_split().1, &mut stop).await });
         (turn, client)
     }
 
-    async fn ended(turn: Turn) -> Result<Option<OwnedSemaphorePermit>, Gone> {
+    async fn ended(turn: Waits) -> Result<Option<Turn>, Gone> {
         timeout(Duration::from_secs(20), turn).await.expect("it ends").expect("no panic")
     }
 
     #[tokio::test]
     async fn turns_come_in_order_and_end_with_their_connection() {
-        let places = Arc::new(Semaphore::new(1));
+        let places = Turns::new(1);
         let (tell_stop, stop) = tokio::sync::watch::channel(false);
         let (first, _first_client) = waiter(&places, &stop);
         let held = ended(first).await.ok().flatten().expect("a place is free");

@@ -1,105 +1,240 @@
-//! Requests that only read the store: each becomes one line. It runs on a thread that may block.
+//! Requests that only read the store: each becomes one line. It runs on a thread that may block; what may have much to look at has
+//! it for some milliseconds at a time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::ids::{Ids, Position};
 use crate::ingest::answer::refusal::Refusal;
-use crate::ingest::registry::{Listing, write_account, write_disabled, write_list, write_subscription};
+use crate::ingest::registry::{
+    Behind, Listing, behind, list_some, write_account, write_disabled, write_list, write_subscription,
+};
 use crate::ingest::reply::{begin_ok, end, format_time, member, member_message_id, member_text, member_time};
 use crate::ingest::request::{By, Code, Problem, Request, RequestId, State};
 use crate::ingest::{Door, Socket};
-use crate::message::{Ending, UnixMillis};
-use crate::store::WriteError;
+use crate::message::{Ending, SubscriptionKey, UnixMillis};
 use crate::store::backup::{self, BackupError};
+use crate::store::commit::Apps;
 use crate::store::live::ListKey;
 use crate::store::read::Status;
 use crate::store::record::Counts;
+use crate::store::registry::Known;
+use crate::store::registry::row::App;
+use crate::store::writer::StatsKey;
+use crate::store::{Store, WriteError};
 
-pub(super) fn read_request(
-    door: &Door,
-    socket: &Socket,
-    id: &RequestId,
+/// How long one turn of what has much to look at lasts, about.
+const TURN: Duration = Duration::from_millis(10);
+/// Lists that one turn of `list_messages` looks at.
+const LISTS_A_TURN: usize = if cfg!(test) { 2 } else { 256 };
+/// Lists that one `list_messages` looks at; where there are more it says where to go on.
+const LISTS_SEEN: usize = 10_000;
+/// Lines that `stats` answers at most: they are one reply.
+const STATS_LINES: usize = 50_000;
+
+/// A request that only reads, and how far it has come.
+pub(super) struct Reading {
     request: Request,
+    so_far: SoFar,
+}
+
+/// What the turns that it had have found, and where the next one begins.
+enum SoFar {
+    /// Nothing, or it needs no more than one.
+    Begun,
+    Messages {
+        found: Vec<Status>,
+        seen: usize,
+        after: Option<ListKey>,
+    },
+    Subscriptions {
+        found: Vec<Known>,
+        after: Option<Behind>,
+    },
+    Counted {
+        count: u64,
+        from: (App, Option<SubscriptionKey>),
+    },
+    Stats {
+        sums: BTreeMap<StatsKey, Counts>,
+        from: Vec<u8>,
+    },
+}
+
+impl Reading {
+    pub(super) fn of(request: Request) -> Reading {
+        Reading { request, so_far: SoFar::Begun }
+    }
+
+    /// Has one turn. True: the line is the answer; false: there is more to look at.
+    pub(super) fn go_on(&mut self, door: &Door, socket: &Socket, id: &RequestId, out: &mut Vec<u8>) -> Result<bool, Refusal> {
+        let store = &door.store;
+        let apps = socket.apps();
+        let until = Instant::now() + TURN;
+        let so_far = std::mem::replace(&mut self.so_far, SoFar::Begun);
+        self.so_far = match &self.request {
+            Request::ListMessages { state, label, limit, after } => {
+                list_messages(store, id, (*state, label.as_deref(), *limit as usize, after.as_deref()), &apps, so_far, out)?
+            }
+            Request::Stats { from, to, by } => stats(store, id, (*from, *to, by), &apps, so_far, until, out)?,
+            Request::Count { segment, scope, app } => {
+                let named = app.clone().map(|app| vec![app]);
+                let (before, from) = match so_far {
+                    SoFar::Counted { count, from } => (count, from),
+                    _ => (0, (0, None)),
+                };
+                let apps = named.as_deref().unwrap_or(&apps);
+                let (count, more) = store.count(apps, segment.as_ref(), scope.as_ref(), from, until)?;
+                let count = before + count;
+                match more {
+                    Some((app, key)) => SoFar::Counted { count, from: (app, Some(key)) },
+                    None => {
+                        begin_ok(out, id);
+                        member(out, "count", count);
+                        end(out);
+                        SoFar::Begun
+                    }
+                }
+            }
+            Request::ListSubscriptions { of, app, limit, after, reveal } => {
+                let listing = Listing { of, app: app.as_deref(), limit: *limit as usize };
+                let (mut found, from) = match so_far {
+                    SoFar::Subscriptions { found, after } => (found, after),
+                    _ => (Vec::new(), behind(store, after.as_deref(), &apps)?),
+                };
+                let next = list_some(store, &listing, &apps, from, until, &mut found)?;
+                if next.is_some() && found.len() < listing.limit {
+                    SoFar::Subscriptions { found, after: next }
+                } else {
+                    write_list(store, id, &found, next, reveal.then_some(&*door.tokens), out);
+                    SoFar::Begun
+                }
+            }
+            _ => {
+                read_request(door, socket, &apps, id, self.request.clone(), out)?;
+                SoFar::Begun
+            }
+        };
+        Ok(matches!(self.so_far, SoFar::Begun))
+    }
+}
+
+type MessagesAsked<'a> = (Option<State>, Option<&'a str>, usize, Option<&'a str>);
+
+fn list_messages(
+    store: &Store,
+    id: &RequestId,
+    (state, label, limit, after): MessagesAsked<'_>,
+    apps: &Apps,
+    so_far: SoFar,
     out: &mut Vec<u8>,
-) -> Result<(), Refusal> {
+) -> Result<SoFar, Refusal> {
+    let now = clock::now();
+    let (mut found, mut seen, after) = match (so_far, after.map(|text| store.ids.open(text))) {
+        (SoFar::Messages { found, seen, after }, _) => (found, seen, after),
+        (_, None) => (Vec::new(), 0, None),
+        (_, Some(Some(Position::Message { commit, place }))) => (Vec::new(), 0, Some(ListKey { commit, place })),
+        (_, Some(_)) => {
+            let problem = Problem {
+                code: Code::InvalidField,
+                field: Some("after".to_owned()),
+                message: "after is what an earlier list_messages gave".to_owned(),
+            };
+            return Err(Refusal::of(problem));
+        }
+    };
+    let wanted = |status: &Status| {
+        state.is_none_or(|state| status.state == state) && label.is_none_or(|label| status.label.as_deref() == Some(label))
+    };
+    let (more_found, after) = store.list_messages(wanted, limit - found.len(), after, LISTS_A_TURN, apps, now)?;
+    found.extend(more_found);
+    seen += LISTS_A_TURN;
+    if after.is_some() && found.len() < limit && seen < LISTS_SEEN {
+        return Ok(SoFar::Messages { found, seen, after });
+    }
+    begin_ok(out, id);
+    out.extend_from_slice(b",\"messages\":[");
+    for (index, status) in found.iter().enumerate() {
+        let start = out.len();
+        write_status(&store.ids, status, now, out);
+        out[start] = b'{';
+        out.push(b'}');
+        if index > 0 {
+            out.insert(start, b',');
+        }
+    }
+    out.push(b']');
+    match after {
+        Some(ListKey { commit, place }) => member_text(out, "after", &store.ids.seal(Position::Message { commit, place })),
+        None => member(out, "after", "null"),
+    }
+    end(out);
+    Ok(SoFar::Begun)
+}
+
+fn stats(
+    store: &Store,
+    id: &RequestId,
+    (from, to, by): (Option<u32>, Option<u32>, &[By]),
+    apps: &Apps,
+    so_far: SoFar,
+    until: Instant,
+    out: &mut Vec<u8>,
+) -> Result<SoFar, Refusal> {
+    let (mut sums, from) = match so_far {
+        SoFar::Stats { sums, from } => (sums, from),
+        _ => (BTreeMap::new(), from.unwrap_or(0).to_be_bytes().to_vec()),
+    };
+    let more = store.stats(&from, to.unwrap_or(u32::MAX), by, apps, until, &mut sums)?;
+    if sums.len() > STATS_LINES {
+        let message = format!("these are more than {STATS_LINES} lines: ask for fewer days (from, to), or by less");
+        return Err(Refusal::of(Problem { code: Code::InvalidField, field: Some("by".to_owned()), message }));
+    }
+    if let Some(from) = more {
+        return Ok(SoFar::Stats { sums, from });
+    }
+    begin_ok(out, id);
+    out.extend_from_slice(b",\"stats\":[");
+    for (index, (key, counts)) in sums.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let start = out.len();
+        for dimension in by {
+            match dimension {
+                By::Day => member_text(out, "day", &format_time(UnixMillis(u64::from(key.day) * 86_400_000))[..10]),
+                By::Label if key.label.is_empty() => member(out, "label", "null"),
+                By::Label => member_text(out, "label", &key.label),
+                By::App => member_text(out, "app", &key.app),
+                By::Service => member_text(out, "service", &store.services.name(key.service)),
+                By::Key => member_text(out, "key", &key.key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+            }
+        }
+        write_counts(counts, out);
+        out[start] = b'{';
+        out.push(b'}');
+    }
+    out.push(b']');
+    end(out);
+    Ok(SoFar::Begun)
+}
+
+/// What reads a few rows.
+fn read_request(door: &Door, socket: &Socket, apps: &Apps, id: &RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Refusal> {
     let store = &door.store;
-    let apps = socket.apps();
     let now = clock::now();
     match request {
         Request::Status { message_id } => {
-            let status = store.status(store.ids.read(message_id), &apps, now)?.ok_or_else(Refusal::not_found)?;
+            let status = store.status(store.ids.read(message_id), apps, now)?.ok_or_else(Refusal::not_found)?;
             begin_ok(out, id);
             write_status(&store.ids, &status, now, out);
             end(out);
         }
-        Request::ListMessages { state, label, limit, after } => {
-            let after = match after.as_deref().map(|text| store.ids.open(text)) {
-                None => None,
-                Some(Some(Position::Message { commit, place })) => Some(ListKey { commit, place }),
-                Some(_) => {
-                    let problem = Problem {
-                        code: Code::InvalidField,
-                        field: Some("after".to_owned()),
-                        message: "after is what an earlier list_messages gave".to_owned(),
-                    };
-                    return Err(Refusal { problem, retry_after: None, extra: Vec::new() });
-                }
-            };
-            let wanted = |status: &Status| {
-                state.is_none_or(|state| status.state == state)
-                    && label.as_ref().is_none_or(|label| status.label.as_deref() == Some(label))
-            };
-            let (messages, after) = store.list_messages(wanted, limit as usize, after, &apps, now)?;
-            begin_ok(out, id);
-            out.extend_from_slice(b",\"messages\":[");
-            for (index, status) in messages.iter().enumerate() {
-                let start = out.len();
-                write_status(&store.ids, status, now, out);
-                out[start] = b'{';
-                out.push(b'}');
-                if index > 0 {
-                    out.insert(start, b',');
-                }
-            }
-            out.push(b']');
-            match after {
-                Some(ListKey { commit, place }) => {
-                    member_text(out, "after", &store.ids.seal(Position::Message { commit, place }));
-                }
-                None => member(out, "after", "null"),
-            }
-            end(out);
-        }
-        Request::Stats { from, to, by } => {
-            let lines = store.stats(from.unwrap_or(0), to.unwrap_or(u32::MAX), &by, &apps)?;
-            begin_ok(out, id);
-            out.extend_from_slice(b",\"stats\":[");
-            for (index, (key, counts)) in lines.iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                let start = out.len();
-                for dimension in &by {
-                    match dimension {
-                        By::Day => member_text(out, "day", &format_time(UnixMillis(u64::from(key.day) * 86_400_000))[..10]),
-                        By::Label if key.label.is_empty() => member(out, "label", "null"),
-                        By::Label => member_text(out, "label", &key.label),
-                        By::App => member_text(out, "app", &key.app),
-                        By::Service => member_text(out, "service", &store.services.name(key.service)),
-                        By::Key => member_text(out, "key", &key.key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
-                    }
-                }
-                write_counts(counts, out);
-                out[start] = b'{';
-                out.push(b'}');
-            }
-            out.push(b']');
-            end(out);
-        }
         Request::Origins => {
             begin_ok(out, id);
-            member(out, "origins", (door.origins)((!socket.operator).then_some(&apps)));
+            member(out, "origins", (door.origins)((!socket.operator).then_some(apps)));
             end(out);
         }
         Request::VapidPublicKey { app } => {
@@ -124,30 +259,13 @@ pub(super) fn read_request(
             end(out);
         }
         Request::Subscription { subscription, reveal } => {
-            let known = store.subscription(subscription, &apps)?.ok_or_else(Refusal::no_subscription)?;
+            let known = store.subscription(subscription, apps)?.ok_or_else(Refusal::no_subscription)?;
             write_subscription(store, id, &known, reveal.then_some(&*door.tokens), out);
         }
-        Request::Account { who, .. } => write_account(store, id, &who, &apps, now, out)?,
-        Request::ListSubscriptions { of, app, limit, after, reveal } => {
-            let listing = Listing {
-                of: &of,
-                app: app.as_deref(),
-                limit: limit as usize,
-                after: after.as_deref(),
-                reveal: reveal.then_some(&*door.tokens),
-            };
-            write_list(store, id, &listing, &apps, out)?;
-        }
+        Request::Account { who, .. } => write_account(store, id, &who, apps, now, out)?,
         Request::DisabledAccounts { app, limit, after } => {
             let named = app.map(|app| Arc::new(vec![app]));
-            write_disabled(store, id, named.as_ref().unwrap_or(&apps), limit as usize, after.as_deref(), out)?;
-        }
-        Request::Count { segment, scope, app } => {
-            let named = app.map(|app| vec![app]);
-            let count = store.count(named.as_deref().unwrap_or(&apps), segment.as_ref(), scope.as_ref())?;
-            begin_ok(out, id);
-            member(out, "count", count);
-            end(out);
+            write_disabled(store, id, named.as_ref().unwrap_or(apps), limit as usize, after.as_deref(), out)?;
         }
         Request::Backup { name } => {
             let name = name.unwrap_or_else(|| backup::name_at(now));
@@ -167,7 +285,10 @@ pub(super) fn read_request(
             member(out, "bytes", made.bytes);
             end(out);
         }
-        // These are written, or answered elsewhere.
+        // These are read in turns, written, or answered elsewhere.
+        Request::ListMessages { .. } | Request::Stats { .. } | Request::Count { .. } | Request::ListSubscriptions { .. } => {
+            unreachable!("go_on() has them")
+        }
         Request::Send(_)
         | Request::Add(_)
         | Request::Close { .. }

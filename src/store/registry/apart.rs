@@ -1,8 +1,9 @@
 //! Two apps that know the same browsers, each with an account of the same name: whatever one of them erases, nothing of the other's
 //! is ended, blanked or counted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -77,7 +78,7 @@ fn only(app: &str) -> Apps {
 
 impl World {
     fn new() -> World {
-        World::start_with(Setup { browsers_per_account: 9, looks_on: false }, Both, &APPS)
+        World::start_with(Setup { browsers_per_account: 9, events_max: 64 << 20, looks_on: false }, Both, &APPS)
     }
 
     fn browser(&self, who: u8) -> Recipient {
@@ -196,9 +197,11 @@ impl World {
             let status = store.status(id, &apps, self.now()).expect("read").expect("it is there");
             seen.push(format!("{status:?} {:?} {:?}", store.head(id), store.feedback(id)));
         }
-        seen.push(format!("{:?}", store.stats(0, u32::MAX, &[By::App, By::Service], &apps).expect("read")));
+        let (mut sums, later) = (BTreeMap::new(), Instant::now() + Duration::from_secs(60));
+        store.stats(&[0; 4], u32::MAX, &[By::App, By::Service], &apps, later, &mut sums).expect("read");
+        seen.push(format!("{sums:?}"));
         seen.push(format!("{:?}", store.account_subscriptions(number, ACCOUNT).expect("read")));
-        seen.push(format!("{:?}", store.count(&apps, None, None)));
+        seen.push(format!("{:?}", store.count(&apps, None, None, (0, None), later)));
         let receipts = self.rows(family::FEEDBACK, &[], &[255; 32], |key, _| store.app_of(key) == Ok(Some(apps[0].clone())));
         let fallbacks = self.rows(family::INDEX, &[7], &[8], |_, row| {
             Fallback::decode(Bytes::copy_from_slice(row)).is_ok_and(|fallback| *fallback.app == *has.app)
@@ -350,7 +353,7 @@ fn a_page_of_lists_goes_on_without_naming_another_apps_message() {
     }
     let (mut after, mut pages, mut found) = (None, 0, Vec::new());
     loop {
-        let (page, next) = world.store().list_messages(|_| true, 9, after, &only("shop"), world.now()).expect("read");
+        let (page, next) = world.store().list_messages(|_| true, 9, after, 4, &only("shop"), world.now()).expect("read");
         found.extend(page.into_iter().map(|status| status.id));
         pages += 1;
         let Some(next) = next else { break };

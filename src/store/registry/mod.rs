@@ -14,6 +14,7 @@ pub mod walk;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -241,24 +242,37 @@ impl Store {
         Ok(())
     }
 
-    /// How many subscriptions of these apps a message to the segment with this scope would reach.
-    pub fn count(&self, apps: &[Arc<str>], segment: Option<&Segment>, scope: Option<&Name>) -> Result<u64, ReadError> {
+    /// How many subscriptions of these apps can be reached, of a segment and with a scope: as many as are met until then, from `from`
+    /// on; and where to go on.
+    pub fn count(
+        &self,
+        apps: &[Arc<str>],
+        segment: Option<&Segment>,
+        scope: Option<&Name>,
+        from: (App, Option<SubscriptionKey>),
+        until: Instant,
+    ) -> Result<(u64, Option<(App, SubscriptionKey)>), ReadError> {
         let mut count = 0;
-        for app in apps {
-            let Some(number) = self.registry.app(app) else { continue };
+        let mut numbers: Vec<App> = apps.iter().filter_map(|app| self.registry.app(app)).filter(|app| *app >= from.0).collect();
+        numbers.sort_unstable();
+        for number in numbers {
             let wanted = Wanted { app: number, scope: scope.cloned(), segment: segment.cloned().unwrap_or_default() };
-            count += match wanted.kept_counts() {
-                Some(postings) => {
-                    let mut sum = 0;
-                    for posting in postings {
-                        sum += self.kept_count(&posting)?;
-                    }
-                    sum
+            if let Some(postings) = wanted.kept_counts() {
+                for posting in postings {
+                    count += self.kept_count(&posting)?;
                 }
-                None => self.count_walking(&wanted)?,
-            };
+                continue;
+            }
+            let after = from.1.filter(|_| number == from.0);
+            let met = self.each_candidate(&wanted, after, until, |_, view, _| {
+                count += u64::from(self.reachable(view));
+                true
+            })?;
+            if let Some(met) = met {
+                return Ok((count, Some((number, met))));
+            }
         }
-        Ok(count)
+        Ok((count, None))
     }
 
     /// A count as it is kept.
@@ -267,26 +281,19 @@ impl Store {
         Ok(row.and_then(|row| row.as_ref().try_into().ok().map(u64::from_be_bytes)).unwrap_or(0))
     }
 
-    fn count_walking(&self, wanted: &Wanted) -> Result<u64, ReadError> {
-        let mut count = 0;
-        self.each_candidate(wanted, None, |_, view, _| {
-            count += u64::from(self.reachable(view));
-            true
-        })?;
-        Ok(count)
-    }
-
-    /// The subscriptions of a segment that are not gone, from behind `after` on.
+    /// The subscriptions of a segment that are not gone, from behind `after` on, as many as are met until then; and behind which one
+    /// there may be more.
     pub fn segment_page(
         &self,
         app: App,
         segment: &Segment,
         after: Option<SubscriptionKey>,
         limit: usize,
+        until: Instant,
     ) -> Result<Page, ReadError> {
         let wanted = Wanted { app, scope: None, segment: segment.clone() };
         let mut keys = Vec::new();
-        self.each_candidate(&wanted, after, |key, view, _| {
+        let met = self.each_candidate(&wanted, after, until, |key, view, _| {
             if !view.gone() {
                 keys.push(key);
             }
@@ -294,7 +301,7 @@ impl Store {
         })?;
         let more = keys.len() > limit;
         keys.truncate(limit);
-        let next = keys.last().copied().filter(|_| more);
+        let next = keys.last().copied().filter(|_| more).or(met);
         let mut page = Vec::with_capacity(keys.len());
         for key in keys {
             page.extend(self.known(key)?);

@@ -174,7 +174,7 @@ impl World {
     }
 
     fn with_accounts_of(browsers_per_account: usize) -> World {
-        World::start(Setup { browsers_per_account, looks_on: false }, Readers::default())
+        World::start(Setup { browsers_per_account, events_max: 64 << 20, looks_on: false }, Readers::default())
     }
 
     /// A line that comes when the disk is full; then there is space again.

@@ -5,6 +5,7 @@
 //! those that the lists named when it was opened. Whether one belongs is judged when its turn comes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -308,13 +309,15 @@ impl Store {
         })
     }
 
-    /// Gives each subscription that matches to `each`, by service and serial, from behind `after` on, until it says false.
+    /// Gives each subscription that matches to `each`, by service and serial, from behind `after` on, until it says false, or `until`
+    /// has come: then it gives behind which one to go on.
     pub fn each_candidate(
         &self,
         wanted: &Wanted,
         after: Option<SubscriptionKey>,
+        until: Instant,
         mut each: impl FnMut(SubscriptionKey, &View<'_>, &[u8]) -> bool,
-    ) -> Result<(), ReadError> {
+    ) -> Result<Option<SubscriptionKey>, ReadError> {
         let path = self.path(wanted)?;
         let mut on = true;
         for (service, last) in self.last_serials()? {
@@ -331,9 +334,12 @@ impl Store {
                     Ok(_) => {}
                     Err(Corrupt) => self.corrupt(family::SUBSCRIPTION),
                 })?;
+                if on && Instant::now() >= until {
+                    return Ok(Some(SubscriptionKey { service, serial: shape.end - 1 }));
+                }
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is kept no longer: messages past `retention`, events past theirs or too large together, days of statistics, rules that
+//! What is kept no longer: messages past `retention`, events past theirs, or of who has too many of them, days of statistics, rules that
 //! nothing can meet any more.
 //!
 //! Promise: a message of which something is still open is kept, however old it is, and noted, so that it is looked at again.
@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::message::{BatchId, UnixMillis};
 use crate::store::live::{Holder, ListKey, ending};
+use crate::store::log::{Dropped, Excess};
 use crate::store::record::{self, Take};
 use crate::store::sweep::{Puts, Ranges, Sweep, just_behind};
 use crate::store::writer::{Lifted, Settle, read_list, read_rule};
@@ -199,29 +200,29 @@ impl Sweep {
         })
     }
 
+    /// Events past `events.retention`.
     fn forget_events(&self, now: UnixMillis, ranges: &mut Ranges, put: &mut Puts) -> Result<(), ReadError> {
         let retention = u64::try_from(self.settings.events_retention.as_millis()).unwrap_or(u64::MAX);
         let cutoff = UnixMillis(now.0.saturating_sub(retention));
-        let reader = self.store.reader()?;
-        let bytes = reader.property(family::EVENTS, "rocksdb.estimate-live-data-size");
-        let too_large = bytes > self.settings.events_max_mb << 20;
-        let start = reader.value(family::META, "events_first")?.unwrap_or_default();
-        let mut keep_from: Option<Vec<u8>> = None;
-        let mut seen = 0u64;
-        reader.scan(family::EVENTS, &start, &[255; 9], |row, value| {
-            let old = first_event_time(value).is_some_and(|time| time < cutoff);
-            // Where the log is too large its oldest tenth goes, row by row, and the next round looks again.
-            let oldest = too_large && seen < 1 + bytes / (10 * (value.len() as u64 + 1));
-            if old || oldest {
-                seen += 1;
-                // Behind it: it may be the last one.
-                keep_from = Some(just_behind(row));
-            }
-            old || oldest
-        })?;
-        if let Some(keep_from) = keep_from {
-            ranges.push((family::EVENTS, vec![0; 8], keep_from.clone()));
-            put.push((family::META, b"events_first".to_vec(), keep_from));
+        let mut dropped = Dropped::default();
+        for (app, _) in self.store.log.bytes() {
+            let keep = |_, row: &[u8]| first_event_time(row).is_none_or(|time| time >= cutoff);
+            self.store.drop_events(&app, keep, &self.settings.apps, &mut dropped)?;
+        }
+        ranges.append(&mut dropped.ranges);
+        put.append(&mut dropped.put);
+        Ok(())
+    }
+
+    /// The oldest events of those apps that have more than they may while the log is larger than `events.max_mb`.
+    pub(super) fn shrink_events(&self) -> Result<(), ReadError> {
+        let mut dropped = Dropped::default();
+        for Excess { app, keep_from } in self.store.log.excess(&self.settings.apps, self.settings.events_max) {
+            self.store.drop_events(&app, |position, _| position >= keep_from, &self.settings.apps, &mut dropped)?;
+        }
+        let Dropped { ranges, put } = dropped;
+        if !ranges.is_empty() {
+            self.send(Settle::Forget { ranges, put });
         }
         Ok(())
     }

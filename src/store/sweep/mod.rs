@@ -31,6 +31,7 @@ use crossbeam_channel::{Receiver, Sender};
 use self::blank::Blanking;
 use crate::clock;
 use crate::message::{Delivery, Lane};
+use crate::store::commit::Apps;
 use crate::store::key::WorkKey;
 use crate::store::live::lanes_of;
 use crate::store::writer::Settle;
@@ -47,7 +48,10 @@ const SLICE: usize = if cfg!(test) { 4 } else { 1_024 };
 pub struct Settings {
     pub retention: Duration,
     pub events_retention: Duration,
-    pub events_max_mb: u64,
+    /// Bytes of the event log.
+    pub events_max: u64,
+    /// All apps: each has its share of that.
+    pub apps: Apps,
     pub stats_keep_days: u32,
     pub min_free_percent: f64,
 }
@@ -98,6 +102,9 @@ impl Sweep {
             if looked.is_none_or(|at| at.elapsed() >= EVERY) {
                 looked = Some(Instant::now());
                 let _retried = self.age(now).and_then(|()| self.expire(now));
+                if self.blanking.is_none() {
+                    let _retried = self.shrink_events();
+                }
                 if self.looking.is_none() {
                     let _retried = self.look(now);
                 }

@@ -1,5 +1,7 @@
 //! One event of the log, as JSON.
 
+use std::sync::Arc;
+
 use crate::ingest::request::EventType;
 use crate::message::{Ending, MessageId, Reference, Service, SubscriptionId, UnixMillis};
 use crate::store::Store;
@@ -44,37 +46,46 @@ pub(super) struct Event<'a> {
     pub(super) count: Option<u64>,
 }
 
-/// Events that are written together, a line each.
+/// Events that are written together, a line each: rows of one app each, those of an app in order.
 #[derive(Default)]
-pub(super) struct Events {
+pub(super) struct Events(Vec<OfApp>);
+
+struct OfApp {
+    app: Arc<str>,
     lines: Vec<u8>,
     count: u32,
 }
+
+/// A row takes no more lines when it has grown to so many bytes: it is read whole.
+const ROW_BYTES: usize = if cfg!(test) { 1_024 } else { 64 << 10 };
 
 impl Events {
     pub(super) fn push(&mut self, event: &Event<'_>, store: &Store) {
         let erased = Event { subscription: None, reference: None, account: None, ..*event };
         let event = if event.reason == Some(ERASED) { &erased } else { event };
-        if self.count > 0 {
-            self.lines.push(b'\n');
+        // Rows are few.
+        let last = self.0.iter().rposition(|of| *of.app == *event.app);
+        let place = last.filter(|last| self.0[*last].lines.len() < ROW_BYTES).unwrap_or_else(|| {
+            let app = last.map_or_else(|| event.app.into(), |last| self.0[last].app.clone());
+            self.0.push(OfApp { app, lines: Vec::new(), count: 0 });
+            self.0.len() - 1
+        });
+        let of = &mut self.0[place];
+        if of.count > 0 {
+            of.lines.push(b'\n');
         }
-        event.write(&mut self.lines, store);
-        self.count += 1;
+        event.write(&mut of.lines, store);
+        of.count += 1;
     }
 
-    pub(super) fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// The row of these events and, behind them, others.
-    pub(super) fn row_with(&self, others: &Events) -> Vec<u8> {
-        let mut row = Put::versioned();
-        row.u32(self.count + others.count).bytes(&self.lines);
-        if self.count > 0 && others.count > 0 {
-            row.bytes(b"\n");
-        }
-        row.bytes(&others.lines);
-        row.0
+    /// The rows of these events and, behind them, of others: of which app, how many events, and the value.
+    pub(super) fn rows_with(&self, others: &Events) -> Vec<(Arc<str>, u32, Vec<u8>)> {
+        let row = |of: &OfApp| {
+            let mut row = Put::versioned();
+            row.u32(of.count).bytes(&of.lines);
+            (of.app.clone(), of.count, row.0)
+        };
+        self.0.iter().chain(&others.0).map(row).collect()
     }
 }
 

@@ -301,6 +301,7 @@ impl Writer {
         store.pending.store(pending.total(), Ordering::Relaxed);
         store.written.store(next_commit - 1, Ordering::Release);
         store.events_end.send_replace(events_end);
+        store.load_log(events_end)?;
         let next_serial = store.last_serials()?.into_iter().map(|(service, last)| (service, last + 1)).collect();
         load_rules(&store)?;
         load_erasures(&store)?;

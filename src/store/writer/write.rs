@@ -21,7 +21,7 @@ use crate::store::writer::rows::{first_row_key, list_counts_row, load_erasures};
 use crate::store::shares::Shares;
 use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::{Writer, campaign};
-use crate::store::{LastCommit, ReadError, WriteError, family, list_state, number};
+use crate::store::{LastCommit, ReadError, WriteError, family, list_state, log, number};
 
 static NOT_WRITTEN: Complaint = Complaint::some();
 static WRITABLE: Complaint = Complaint::some();
@@ -62,7 +62,7 @@ impl Writer {
                 }
                 if with_checkpoint {
                     group.lists.append(&mut self.checkpoint.begun);
-                    self.checkpoint_done(&built);
+                    self.checkpoint_done(&mut built);
                 }
                 self.stats.dirty_taken.clear();
                 self.begin_erasures(&mut group);
@@ -213,11 +213,12 @@ impl Writer {
             for (family, from, to) in &checkpoint.ranges {
                 rows.delete_range(&reader, family, from, to);
             }
-            built.events = checkpoint.events.count() + group.events.count();
-            if built.events > 0 {
+            let events = checkpoint.events.rows_with(&group.events);
+            if !events.is_empty() {
                 let first = *self.store.events_end.borrow();
-                rows.put(&reader, family::EVENTS, number(first), checkpoint.events.row_with(&group.events));
-                rows.put(&reader, family::META, "events_end", number(first + u64::from(built.events)));
+                built.events = self.store.log.put(first, events, &reader, rows);
+                let count: u64 = built.events.iter().map(|row| u64::from(row.count)).sum();
+                rows.put(&reader, family::META, "events_end", number(first + count));
             }
             self.stats.put_ended(&self.store, &reader, rows);
         }
@@ -228,8 +229,12 @@ impl Writer {
         Ok(built)
     }
 
-    pub(super) fn checkpoint_done(&mut self, built: &Built) {
+    pub(super) fn checkpoint_done(&mut self, built: &mut Built) {
         let checkpoint = std::mem::take(&mut self.checkpoint);
+        if checkpoint.rows.iter().any(|(family, ..)| *family == family::EVENTS) {
+            // Somebody was blanked: before that is told.
+            self.store.log.forget_tail(*self.store.events_end.borrow());
+        }
         for told in &checkpoint.told {
             // The sweep may be ending.
             let _gone = told.try_send(());
@@ -243,8 +248,10 @@ impl Writer {
             self.close_list(*key);
         }
         self.walked_out.extend(&built.walked_out);
-        if built.events > 0 {
-            self.store.events_end.send_modify(|end| *end += u64::from(built.events));
+        if !built.events.is_empty() {
+            let count: u64 = built.events.iter().map(|row| u64::from(row.count)).sum();
+            self.store.log.append(std::mem::take(&mut built.events));
+            self.store.events_end.send_modify(|end| *end += count);
         }
         self.stats.forget_old(clock::now());
         self.show_shares();
@@ -500,7 +507,7 @@ pub(super) struct Built {
     pub(super) ended_lists: Vec<ListKey>,
     /// Campaigns that are over and have met everybody.
     pub(super) walked_out: Vec<ListKey>,
-    pub(super) events: u32,
+    pub(super) events: Vec<log::Row>,
     /// What is pending when it is on disk.
     pub(super) pending: Option<Shares<Arc<str>>>,
 }
