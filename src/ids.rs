@@ -258,10 +258,10 @@ mod tests {
     #[test]
     fn the_forms_stay_as_they_are() {
         let ids = Ids::new(&[7; 32], Since::default());
-        assert_eq!(ids.show(id(1_795_343_400_123, 1, 0, 0)).to_string(), "?");
-        assert_eq!(ids.seal(Position::Event(1)), "?");
+        assert_eq!(ids.show(id(1_795_343_400_123, 1, 0, 0)).to_string(), "01M81CWF5VPKRBQGDZG6J4QP95");
+        assert_eq!(ids.seal(Position::Event(1)), "uNkJC_iLxv5iSXGIIYdIzw");
         let key = SubscriptionKey { service: Service(3), serial: 4 };
-        assert_eq!(ids.seal(Position::Subscription { app: 2, key }), "?");
+        assert_eq!(ids.seal(Position::Subscription { app: 2, key }), "nwXo-2vHXtJ6mrGzZ1EPqw");
     }
 
     #[test]

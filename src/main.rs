@@ -1,7 +1,7 @@
 //! Flags, configuration, start, exit code: what each command does stands in `daemon`, `setup` and `client`.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprint!("{}", usage(&error, std::env::args_os().filter_map(|argument| argument.into_string().ok())));
+            eprint!("{}", usage(error, std::env::args_os()));
             return ExitCode::from(Exit::Usage as u8);
         }
     };
@@ -80,14 +80,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is wrong with the arguments. It repeats them, and a script may have been given them by anybody.
-fn usage(error: &clap::Error, arguments: impl Iterator<Item = String>) -> String {
-    let told = error.render().to_string();
-    let told = arguments.fold(told, |told, argument| match printable::line(&argument) {
-        Cow::Owned(shown) => told.replace(&argument, &shown),
-        Cow::Borrowed(_) => told,
-    });
-    printable::lines(&told).into_owned()
+/// What is wrong with the arguments. It repeats them, and a script may have been given them by anybody: it is found out once more, with
+/// arguments that are only text.
+fn usage(error: clap::Error, arguments: impl Iterator<Item = OsString>) -> String {
+    let shown = arguments.map(|argument| printable::line(&argument.to_string_lossy()).into_owned());
+    let error = Arguments::try_parse_from(shown).err().unwrap_or(error);
+    printable::lines(&error.render().to_string()).into_owned()
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -177,12 +175,12 @@ fn log() {
         .into_iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, tracing_subscriber::EnvFilter::add_directive);
-    let coloured = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // Without colours: their escapes could not be told from those in what is logged.
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_writer(move || LogLines { to: std::io::stderr(), coloured })
-        .with_ansi(coloured);
+        .with_ansi(false)
+        .with_writer(|| LogLines { to: std::io::stderr() });
     if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
 }
 
@@ -197,7 +195,7 @@ mod tests {
             [vec!["fanfare", hostile], vec!["fanfare", "status", "A", hostile], vec!["fanfare", "send", "--ttl", hostile]]
         {
             let error = Arguments::try_parse_from(&arguments).expect_err("it is wrong");
-            let told = usage(&error, arguments.iter().map(|argument| (*argument).to_owned()));
+            let told = usage(error, arguments.iter().map(OsString::from));
             assert!(!told.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{told:?}");
             assert!(told.contains(r"\u001b]0;owned") && !told.contains("\nfanfare: done"), "{told}");
         }

@@ -57,18 +57,17 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// What `tracing` writes the log to: it hands over each event at once, with its newline.
+/// What `tracing` writes the log to, without colours: it hands over each event at once, with its newline. By itself it writes out only
+/// some of these characters, and none of them in an error that is a field.
 pub struct LogLines<W> {
     pub to: W,
-    /// `tracing` colours its lines. The escapes of its own are then the only ones in them: those of what is logged it writes out.
-    pub coloured: bool,
 }
 
 impl<W: io::Write> io::Write for LogLines<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
         let (event, end) = text.strip_suffix('\n').map_or((&*text, ""), |event| (event, "\n"));
-        let event = escaped(event, |c| c == '\t' || self.coloured && c == '\u{1b}');
+        let event = escaped(event, |c| c == '\t');
         // In one piece, so that lines of several threads do not mix.
         self.to.write_all(format!("{event}{end}").as_bytes())?;
         Ok(bytes.len())
@@ -132,28 +131,15 @@ mod tests {
 
     #[test]
     fn an_event_of_the_log_is_one_line_of_text() {
-        for coloured in [false, true] {
-            let log = Shared::default();
-            let to = log.clone();
-            let subscriber =
-                tracing_subscriber::fmt().with_ansi(coloured).with_writer(move || LogLines { to: to.clone(), coloured }).finish();
-            tracing::subscriber::with_default(subscriber, || {
-                tracing::warn!(field = HOSTILE, error = %HOSTILE, debug = ?HOSTILE, "{HOSTILE}");
-            });
-            let text = String::from_utf8(log.0.lock().expect("no other thread").clone()).expect("text");
-            assert_eq!(text.matches('\n').count(), 1, "{text:?}");
-            // Colours of its own are all that is left: ESC, `[`, digits, `m`.
-            let bare: String =
-                text.trim_end_matches('\n')
-                    .split("\u{1b}[")
-                    .enumerate()
-                    .map(|(n, part)| {
-                        if n == 0 { part } else { part.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('m') }
-                    })
-                    .collect();
-            assert_eq!(text.contains("\u{1b}["), coloured, "{text:?}");
-            assert!(!bare.contains(is_active), "{bare:?}");
-            assert!(bare.contains("owned") && !bare.contains("[2J\u{9b}"), "{bare:?}");
-        }
+        let log = Shared::default();
+        let to = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || LogLines { to: to.clone() }).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(field = HOSTILE, error = %HOSTILE, debug = ?HOSTILE, "{HOSTILE}");
+        });
+        let text = String::from_utf8(log.0.lock().expect("no other thread").clone()).expect("text");
+        let event = text.strip_suffix('\n').expect("a line");
+        assert!(!event.contains(is_active), "{event:?}");
+        assert_eq!(event.matches("owned").count(), 4, "{event}");
     }
 }

@@ -279,8 +279,8 @@ mod tests {
             let mut line = Vec::new();
             read_line(&mut text.as_bytes(), &mut line, 8).map(|()| line).map_err(|failure| failure.exit)
         };
-        assert_eq!(read("{\"a\":1}\n{}"), Err(Exit::Io));
-        assert_eq!(read("{\"a\":}\n{}"), Ok(b"{\"a\":}\n".to_vec()));
+        assert_eq!(read("{\"a\":12}\n{}"), Err(Exit::Io));
+        assert_eq!(read("{\"a\":1}\n{}"), Ok(b"{\"a\":1}\n".to_vec()));
         assert_eq!(read("{\"a\":"), Err(Exit::Temporary));
         assert_eq!(read(""), Err(Exit::Temporary));
     }
