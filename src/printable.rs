@@ -2,7 +2,7 @@
 //!
 //! Promise: text that went through here moves no cursor, sets no title, changes neither colour nor direction of what stands around
 //! it, and begins no line of its own: each character that could is shown as the escape `\uXXXX`, which is also how JSON writes it.
-//! Whatever is printed goes through one of these functions: [`line`] for a part of a line (a label, a file's name), [`lines`] for a
+//! Whatever is printed goes through one of these functions: [`line()`] for a part of a line (a label, a file's name), [`lines`] for a
 //! whole text of ours, [`json`] for JSON, [`LogLines`] for the log.
 
 use std::borrow::Cow;
@@ -21,7 +21,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// A text of several lines; tabs stay too. What comes from outside must have gone through [`line`] before it became a part of it.
+/// A text of several lines; tabs stay too. What comes from outside must have gone through [`line()`] before it became a part of it.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }

@@ -1,7 +1,7 @@
 //! The page that Prometheus reads: `GET /metrics` (or `/`), and nothing else.
 //!
 //! Promise: whoever can connect to it, any local user by default, takes no descriptor, memory or line of the log from the rest of the
-//! daemon beyond what stands here. It has at most [`CONNECTIONS`] connections, each for one request and [`PATIENCE`]; a further one
+//! daemon beyond what stands here. It has at most `CONNECTIONS` connections, each for one request and `PATIENCE`; a further one
 //! ends the oldest, so that those who connect and say nothing do not keep a scraper out. One page is made at a time. When no
 //! connection can be accepted it waits instead of trying on.
 

@@ -118,9 +118,8 @@ fn scheduled_campaigns_are_bounded() {
     let mut house = House::start(|config| config.set("messages.max_open", 3_000));
     let at = time::OffsetDateTime::from(std::time::SystemTime::now() + Duration::from_secs(864_000));
     let at = at.format(&time::format_description::well_known::Rfc3339).expect("a date");
-    let campaign = |_| {
-        json!({"op": "send", "to": {"segment": {"all": true}}, "payload": "y".repeat(3_900), "at": at, "ttl": 600})
-    };
+    let campaign =
+        |_| json!({"op": "send", "to": {"segment": {"all": true}}, "payload": "y".repeat(3_900), "at": at, "ttl": 600});
     house.grows_at_most(BESIDE + 4 * MB, |house| {
         let (taken, overloaded) = house.flood("a", 3_000, campaign);
         assert_eq!((taken, overloaded), (2_000, 1_000));
@@ -134,14 +133,14 @@ fn no_app_fills_what_may_be_pending() {
     let line = |_| json!({"op": "send", "to": {"subscription": browsers[0].json()}, "payload": "z", "paused": true});
     let (taken, overloaded) = house.flood("a", 700, line);
     assert_eq!((taken, overloaded), (400, 300));
-    let state = |app: &str| Client::connect(house.directory.path().join(app)).expect("it listens").ok(&json!({"op": "ping"}))["state"].clone();
+    let state = |app: &str| {
+        Client::connect(house.directory.path().join(app)).expect("it listens").ok(&json!({"op": "ping"}))["state"].clone()
+    };
     assert_eq!((state("a"), state("b")), (json!("overloaded"), json!("ok")), "who is not refused is told nothing");
     assert_eq!(house.flood("b", 150, line), (100, 50));
     // The operator's own app is full like another; what is urgent finds a twentieth more.
     let mut operator = house.daemon.client();
-    let request = |urgency: &str, app: &str| {
-        json!({"op": "send", "to": {"subscription": browsers[0].json()}, "payload": "z", "paused": true, "urgency": urgency, "app": app})
-    };
+    let request = |urgency: &str, app: &str| json!({"op": "send", "to": {"subscription": browsers[0].json()}, "payload": "z", "paused": true, "urgency": urgency, "app": app});
     assert_eq!(operator.error(&request("normal", "a"))["code"], "overloaded");
     operator.ok(&request("high", "a"));
 }
@@ -150,7 +149,8 @@ fn no_app_fills_what_may_be_pending() {
 fn accounts_that_are_online_or_disabled_take_little_memory() {
     let mut house = House::start(|config| config);
     house.grows_at_most(BESIDE + 30 * MB, |house| {
-        let online = |n| json!({"op": "presence", "account": format!("account {n}"), "state": "online", "lease": 3_600, "session": "s"});
+        let online =
+            |n| json!({"op": "presence", "account": format!("account {n}"), "state": "online", "lease": 3_600, "session": "s"});
         assert_eq!(house.flood("a", 60_000, online).1, 0);
         let disabled = |n| json!({"op": "account", "account": format!("account {n}"), "enabled": false});
         assert_eq!(house.flood("a", 20_000, disabled).1, 0);

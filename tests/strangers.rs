@@ -381,7 +381,7 @@ fn attack(address: SocketAddr, time: Duration) {
                         };
                         let sent = match (number + thread) % 6 {
                             0 => Ok(()),
-                            1 => stream.write_all(if turn % 50 == 0 { b"GET /metrics HTTP/1.1\r\nHost:" } else { b"" }),
+                            1 => stream.write_all(if turn.is_multiple_of(50) { b"GET /metrics HTTP/1.1\r\nHost:" } else { b"" }),
                             2 => stream.write_all(&REQUEST[turn % REQUEST.len()..][..1]),
                             3 => stream.write_all(&[turn as u8; 700]),
                             4 => stream.write_all(PREFACE),

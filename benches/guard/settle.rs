@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fanfare::clock;
 use fanfare::encrypt::key::SigningKey;
 use fanfare::encrypt::vapid::{AppKeys, Tokens};

@@ -9,7 +9,7 @@
 //! - What the peer has not processed (REFUSED_STREAM, beyond GOAWAY's last stream) is sent again at once elsewhere.
 //! - When no connection comes about, all that is queued for the origin is answered [`Answer::NotConnected`]: one attempt to
 //!   connect serves everything. The pool neither retries nor backs off; its caller does.
-//! - What a peer may send is bounded by what it is asked ([`allowance`]): whoever floods a connection loses it, and the origin is
+//! - What a peer may send is bounded by what it is asked (`allowance`): whoever floods a connection loses it, and the origin is
 //!   condemned.
 //! - It connects only where it is allowed to (DESIGN 7), follows no redirect, and reads 4 KiB of an answer.
 //!

@@ -80,6 +80,9 @@ pub const READS: usize = 8;
 const _: () = assert!(SLICE_LINES <= CONNECTION_LINES && SLICE_LINES <= QUEUE_LINES);
 const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
 
+/// What `origins` answers to these apps, or (None) to the operator: an array, as JSON.
+pub type Origins = Box<dyn Fn(Option<&Apps>) -> String + Send + Sync>;
+
 /// What all connections share.
 pub struct Door {
     pub store: Arc<Store>,
@@ -95,7 +98,7 @@ pub struct Door {
     pub ttl0_patience: Duration,
     pub receipts: Receipts,
     /// The array that `origins` answers, as JSON: on an app's socket for its apps, on the operator's (None) with all there is.
-    pub origins: Box<dyn Fn(Option<&Apps>) -> String + Send + Sync>,
+    pub origins: Origins,
     /// Open connections.
     pub open: AtomicUsize,
     /// Connections since the start.
@@ -320,7 +323,7 @@ impl Reader {
                     self.hand_over().await;
                 }
                 lines += 1;
-                if lines % TURN_LINES == 0 {
+                if lines.is_multiple_of(TURN_LINES) {
                     // Connections take turns on the threads that read them all.
                     tokio::task::yield_now().await;
                 }

@@ -143,9 +143,11 @@ impl Erasure {
 #[derive(Default)]
 pub(super) struct Whom {
     accounts: HashMap<AccountHash, usize>,
-    /// In which app; None: in every one.
-    subscriptions: HashMap<SubscriptionHash, Vec<(Option<Arc<str>>, usize)>>,
+    subscriptions: HashMap<SubscriptionHash, Vec<InApp>>,
 }
+
+/// An app that a subscription is erased in, and the place of the erasure; None: it is erased in every app.
+type InApp = (Option<Arc<str>>, usize);
 
 /// Of an event: whom it is about.
 #[derive(Deserialize)]

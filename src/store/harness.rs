@@ -192,7 +192,13 @@ impl<M: Model> World<M> {
 
     pub fn preparing(&self) -> Preparing<'_> {
         let services = &self.running.as_ref().expect("it runs").store.services;
-        Preparing { now: clock::now(), ttl0_patience: Duration::from_secs(5), first_key: KeyId([0; 8]), services, operators: false }
+        Preparing {
+            now: clock::now(),
+            ttl0_patience: Duration::from_secs(5),
+            first_key: KeyId([0; 8]),
+            services,
+            operators: false,
+        }
     }
 
     /// A browser at an origin that belongs to the service of `host`.

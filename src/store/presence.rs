@@ -331,7 +331,10 @@ mod tests {
         presence.told(APP, ANNA, true, Some(5_000), Some("b"), START);
         assert!(room(&presence, APP, BERT, "a"));
         presence.told(APP, BERT, true, Some(9_000), Some("a"), START);
-        assert!(!room(&presence, APP, BERT, "b") && !room(&presence, APP, AccountHash(*b"carl----"), "a"), "one is the other app's");
+        assert!(
+            !room(&presence, APP, BERT, "b") && !room(&presence, APP, AccountHash(*b"carl----"), "a"),
+            "one is the other app's"
+        );
         assert!(room(&presence, APP, ANNA, "a"), "a renewal takes no more");
         assert!(room(&presence, 2, AccountHash(*b"dora----"), "a"));
         presence.told(APP, ANNA, false, None, Some("b"), START);

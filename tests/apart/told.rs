@@ -1,4 +1,4 @@
-//! What a client was told, with the ids, cursors and times that are new in each world put in order.
+//! What a client was told, with what is new in each world (ids, cursors, times) made alike.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub struct Told {
 /// The states in which a recipient ends.
 const ENDED: [&str; 6] = ["accepted", "gone", "refused", "expired", "cancelled", "skipped"];
 
-/// The new ids and cursors of one world by the order in which they were told, so that a missing or further one is seen.
+/// The new ids of one world by the order in which they were told, so that a missing or further one is seen.
 pub struct Mask<'p> {
     pool: &'p Pool,
     known: BTreeMap<String, usize>,
@@ -84,17 +84,20 @@ impl<'p> Mask<'p> {
         if is_time(&text) {
             return "a time".to_owned();
         }
-        let id = is_message_id(&text);
-        let cursor = matches!(name, "cursor" | "oldest" | "newest" | "after");
-        if !(id || cursor) || self.pool.has_text(&text) {
-            return text;
+        if is_message_id(&text) {
+            // One of the shop's is told as it is.
+            if self.pool.has_text(&text) {
+                return text;
+            }
+            let next = self.known.len();
+            let number = *self.known.entry(text.clone()).or_insert(next);
+            if number == next {
+                self.ids.push(text);
+            }
+            return format!("message {number}");
         }
-        let next = self.known.len();
-        if id && !self.known.contains_key(&text) {
-            self.ids.push(text.clone());
-        }
-        let number = *self.known.entry(text).or_insert(next);
-        format!("new {number}")
+        // Where a log or a list goes on is a word of the daemon's own; what can be read in it is looked at in `numbers`.
+        if matches!(name, "cursor" | "oldest" | "newest" | "after") { "a cursor".to_owned() } else { text }
     }
 }
 

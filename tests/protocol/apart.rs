@@ -177,7 +177,7 @@ fn ids_and_cursors_of_one_app_do_not_tell_how_much_another_does() {
     wait_events(&mut news, &id, 1);
     for cursor in &cursors {
         let (events, _) = news.events(&json!({"op": "events", "after": cursor})).unwrap();
-        assert_eq!(events.iter().map(id_of).collect::<Vec<_>>(), [id.clone()]);
+        assert_eq!(events.iter().map(id_of).collect::<Vec<_>>(), std::slice::from_ref(&id));
     }
     let (events, _) = daemon.client().events(&json!({"op": "events", "after": cursors[0], "limit": 100_000})).unwrap();
     assert_eq!(events.len(), 193, "those of the other app, and the one of this");

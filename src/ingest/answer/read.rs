@@ -222,7 +222,14 @@ fn stats(
 }
 
 /// What reads a few rows.
-fn read_request(door: &Door, socket: &Socket, apps: &Apps, id: &RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Refusal> {
+fn read_request(
+    door: &Door,
+    socket: &Socket,
+    apps: &Apps,
+    id: &RequestId,
+    request: Request,
+    out: &mut Vec<u8>,
+) -> Result<(), Refusal> {
     let store = &door.store;
     let now = clock::now();
     match request {

@@ -84,8 +84,8 @@ pub(super) fn shown(name: &str) -> String {
     }
 }
 
-/// Longest cursor that is looked at: that of `disabled_accounts` holds an account.
-pub(super) const CURSOR_MAX: usize = ACCOUNT_MAX + 32;
+/// Longest cursor that is looked at.
+pub(super) const CURSOR_MAX: usize = 128;
 
 pub(super) fn text<'v>(value: &'v Value<'_>, field: &str) -> Result<&'v str, Problem> {
     match value {

@@ -9,6 +9,7 @@ use super::fields::{
     named_app, one_subscription, required_message_id, text,
 };
 use super::segment::segment;
+use crate::ids::POSITION_CHARS;
 use crate::limits::{ACCOUNT_MAX, LABEL_MAX};
 
 /// Items of a list's page.
@@ -147,8 +148,8 @@ pub(super) fn disabled_accounts(members: &Members<'_>, rules: &Rules) -> Result<
     Ok(Request::DisabledAccounts {
         app: app.map(|value| named_app(value, rules)).transpose()?,
         limit: limit.map_or(Ok(LIMIT_DEFAULT), |value| integer(value, "limit", LIMIT_MAX))?,
-        // An app's number and an account.
-        after: after.map(|value| bounded(value, "after", 1, ACCOUNT_MAX + 8)).transpose()?.map(str::to_owned),
+        // An app, a dot and an account.
+        after: after.map(|value| bounded(value, "after", 1, POSITION_CHARS + 1 + ACCOUNT_MAX)).transpose()?.map(str::to_owned),
     })
 }
 
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(good(r#"{"op":"vapid_public_key"}"#), Request::VapidPublicKey { app: "default".into() });
         assert_eq!(good(r#"{"op":"vapid_public_key","app":"shop"}"#), Request::VapidPublicKey { app: "shop".into() });
         assert_eq!(good(r#"{"op":"disabled_accounts"}"#), Request::DisabledAccounts { app: None, limit: 100, after: None });
-        let longest = format!("65535.{}", "a".repeat(ACCOUNT_MAX));
+        let longest = format!("{}.{}", "a".repeat(POSITION_CHARS), "a".repeat(ACCOUNT_MAX));
         assert_eq!(
             good(&format!(r#"{{"op":"disabled_accounts","app":"shop","limit":1000,"after":"{longest}"}}"#)),
             Request::DisabledAccounts { app: Some("shop".into()), limit: 1_000, after: Some(longest) }

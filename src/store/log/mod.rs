@@ -133,6 +133,11 @@ fn from_number(app: &str, first: u64) -> Vec<u8> {
     key
 }
 
+/// Behind all rows of an app.
+fn end_of(app: &str) -> Vec<u8> {
+    if app == MIXED { vec![OF_APP] } else { from_number(app, u64::MAX) }
+}
+
 /// The first number of a row of this app, and its place in the app's bytes.
 fn place(app: &str, key: &[u8]) -> Option<(u64, u64)> {
     let mut rest = key.strip_prefix(prefix(app).as_slice())?;
@@ -171,7 +176,7 @@ impl Log {
         let mut state = lock(&self.0);
         // A write that failed may be there all the same: what it had of an app may be more, or of other numbers, than what comes now.
         for app in &state.unsure {
-            rows.delete_range(reader, family::EVENTS, &from_number(app, first), &from_number(app, u64::MAX));
+            rows.delete_range(reader, family::EVENTS, &from_number(app, first), &end_of(app));
         }
         let mut put: Vec<Row> = Vec::with_capacity(values.len());
         let mut ends: BTreeMap<Arc<str>, u64> = BTreeMap::new();
@@ -364,7 +369,7 @@ impl Reader<'_> {
     fn first_kept(&self, app: &str, from: u64, keep: impl Fn(u64, u64, &[u8]) -> bool) -> Result<Option<(u64, u64)>, ReadError> {
         let mut options = rocksdb::ReadOptions::default();
         options.set_iterate_lower_bound(from_number(app, from));
-        options.set_iterate_upper_bound(from_number(app, u64::MAX));
+        options.set_iterate_upper_bound(end_of(app));
         let mut rows = self.db().raw_iterator_cf_opt(&self.family(family::EVENTS), options);
         rows.seek_to_first();
         if let (Some((first, position)), Some(value)) = (rows.key().and_then(|key| place(app, key)), rows.value())
@@ -429,7 +434,7 @@ impl Store {
                 false
             })?;
             let Some(app) = app else { break };
-            from = from_number(&app, u64::MAX);
+            from = end_of(&app);
             let held = apps.entry(app.clone()).or_default();
             let floor = from_number(&app, held.first);
             if let Some((_, start)) = reader.first_kept(&app, held.first, |_, _, _| true)?

@@ -31,7 +31,7 @@ fn reopen(directory: &tempfile::TempDir) -> Store {
 }
 
 fn event(app: &str, label: &str, more: usize) -> Vec<u8> {
-    let kind = if more % 2 == 0 { "gone" } else { "expired" };
+    let kind = if more.is_multiple_of(2) { "gone" } else { "expired" };
     let event =
         serde_json::json!({"app": app, "label": label, "type": kind, "message_id": format!("m{more}"), "reason": "x".repeat(60)});
     event.to_string().into_bytes()
@@ -343,6 +343,7 @@ fn a_store_whose_log_0_1_has_trimmed_says_so_to_every_app() {
             assert_eq!(store.event_range(&EventFilter::new(&asked(), &apps(&[app]))).oldest, 4, "{app}");
         }
         assert_eq!(all(&store, &EventFilter::all(), 0, PAGE).0.len(), 6);
+        assert_eq!(store.log.held(MIXED).first, 5);
     }
 }
 

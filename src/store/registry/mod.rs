@@ -19,8 +19,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::message::{AccountHash, Delivery, Name, Recipient, Registered, Segment, Service, SubscriptionId, SubscriptionKey};
 use crate::limits::DISABLED_ACCOUNTS_MAX;
+use crate::message::{AccountHash, Delivery, Name, Recipient, Registered, Segment, Service, SubscriptionId, SubscriptionKey};
 use crate::store::commit::Apps;
 use crate::store::live::lock;
 use crate::store::registry::row::{App, Detail, Kind, Posting, Subscription, View};

@@ -218,7 +218,8 @@ impl Writer {
         if n <= self.rules.room(app) {
             return Ok(());
         }
-        let message = "as many messages and labels are paused, cancelled or erased as may be; those that are over are dropped in time";
+        let message =
+            "as many messages and labels are paused, cancelled or erased as may be; those that are over are dropped in time";
         Err(Failure::later(Code::Overloaded, message, 60.0))
     }
 

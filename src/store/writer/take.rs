@@ -134,7 +134,8 @@ impl Writer {
     /// Why an app may not have one more list that is open, if it may not.
     fn too_many_open(&self, app: &Arc<str>) -> Option<Failure> {
         (self.open_lists.room(app) == 0).then(|| {
-            let message = "messages.max_open lists, streams and campaigns are open already, with the parts that are kept for other apps";
+            let message =
+                "messages.max_open lists, streams and campaigns are open already, with the parts that are kept for other apps";
             Failure::later(Code::Overloaded, message, 5.0)
         })
     }

@@ -16,9 +16,9 @@ use crate::store::key::{self, ChunkKey, WorkKey};
 use crate::store::live::{Batch, Holder, ListKey, MOVED, lock};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Put};
+use crate::store::shares::Shares;
 use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
 use crate::store::writer::rows::{first_row_key, list_counts_row, load_erasures};
-use crate::store::shares::Shares;
 use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::{Writer, campaign};
 use crate::store::{LastCommit, ReadError, WriteError, family, list_state, log, number};
@@ -27,12 +27,7 @@ static NOT_WRITTEN: Complaint = Complaint::some();
 static WRITABLE: Complaint = Complaint::some();
 
 impl Writer {
-    pub(super) fn write(
-        &mut self,
-        writes: Vec<Writes>,
-        mut group: Group,
-        with_checkpoint: bool,
-    ) -> Result<(), WriteError> {
+    pub(super) fn write(&mut self, writes: Vec<Writes>, mut group: Group, with_checkpoint: bool) -> Result<(), WriteError> {
         let with_checkpoint = (with_checkpoint || self.checkpoint.forced) && self.checkpoint.dirty();
         if writes.is_empty() && !with_checkpoint {
             return Ok(());
@@ -265,7 +260,9 @@ impl Writer {
             return;
         }
         self.shown = Some(Instant::now());
-        for (of, shares) in [("pending", &self.pending), ("open_lists", &self.open_lists), ("rules", &self.rules), ("tests", &self.watched)] {
+        for (of, shares) in
+            [("pending", &self.pending), ("open_lists", &self.open_lists), ("rules", &self.rules), ("tests", &self.watched)]
+        {
             metrics::shares(of, shares.each().map(|(app, used)| (&**app, *used)));
         }
         let registry = &self.store.registry;
