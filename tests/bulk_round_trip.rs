@@ -505,7 +505,14 @@ fn wait(condition: impl FnMut() -> bool) {
 
 fn command(daemon: &Daemon, arguments: &[&str], files: &[&Path]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
-    command.arg("--json").arg("--socket").arg(daemon.socket()).args(arguments).args(files);
+    command
+        .arg("--json")
+        .arg("--config")
+        .arg(daemon.config_path())
+        .arg("--socket")
+        .arg(daemon.socket())
+        .args(arguments)
+        .args(files);
     command
 }
 
