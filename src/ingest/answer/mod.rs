@@ -253,7 +253,7 @@ impl Answerer {
     async fn read(&mut self, id: RequestId, request: Request, out: &mut Vec<u8>) -> Result<(), Gone> {
         let walks = walks(&request);
         let mut stop = self.door.stop.clone();
-        let mut _place = None;
+        let mut place = None;
         if walks || out.len() >= OUT_BYTES {
             // What is ready does not wait for the walk, nor for its turns.
             self.flush(out, &mut Vec::new()).await?;
@@ -261,8 +261,8 @@ impl Answerer {
         // Before the turn: who has one must not wait for those who do not take their answers.
         self.make_room().await?;
         if walks {
-            // Until the answer is on the socket.
-            _place = one_of(self.door.collecting.take(&self.socket.name), &self.out, &mut stop).await?;
+            // Until all is found.
+            place = one_of(self.door.collecting.take(&self.socket.name), &self.out, &mut stop).await?;
         }
         let mut reading = Reading::of(request);
         loop {
@@ -289,6 +289,8 @@ impl Answerer {
                 }
                 Err(refusal) => refusal.write(&id, out),
             }
+            // What was found is in the answer now, whose memory is counted: a client that does not take it keeps no place from others.
+            drop(place);
             if walks {
                 self.flush(out, &mut Vec::new()).await?;
             }
