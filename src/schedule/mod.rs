@@ -94,8 +94,8 @@ pub struct Schedule {
     /// Deadlines of lists, and the times of those that are not to begin yet.
     deadlines: BTreeSet<(UnixMillis, ListKey)>,
     beginnings: BTreeSet<(UnixMillis, ListKey)>,
-    /// Lists that their pace, or the disk, keeps out of their lanes until then.
-    paced: BTreeSet<(UnixMillis, ListKey)>,
+    /// Lists that their pace, or the disk, keeps out of a lane until then.
+    paced: BTreeSet<(UnixMillis, ListKey, Lane)>,
     first_service: usize,
     /// Until when a service's few free places wait for more.
     held: HashMap<Service, UnixMillis>,
@@ -211,7 +211,7 @@ impl Schedule {
         while !busy.is_empty() {
             busy.retain(|service| self.serve(*service, now, &mut wake));
         }
-        wake.maybe(self.paced.first().map(|(time, _)| *time));
+        wake.maybe(self.paced.first().map(|(time, ..)| *time));
         wake.0
     }
 
@@ -428,14 +428,17 @@ impl Schedule {
     }
 
     fn let_paced_go_on(&mut self, now: UnixMillis, wake: &mut Wake) {
-        while let Some(&(time, key)) = self.paced.first() {
+        while let Some(&(time, key, lane)) = self.paced.first() {
             // A clock that was put back is no reason to wait for the old time to come round again.
             if time > now && time <= now.plus(PACED_MILLIS) {
                 wake.at(time);
                 return;
             }
             self.paced.pop_first();
-            self.offer_list(key, now);
+            // Whether something of it is left for this lane is found when its turn comes.
+            if let (Some(run), Some(state)) = (self.lists.get(&key), self.lanes.get_mut(&lane)) {
+                state.lists.push(&run.list.message.app, key);
+            }
         }
     }
 
@@ -603,7 +606,7 @@ impl Schedule {
                     return Picked::Run(run);
                 }
                 Turn::Later(time) => {
-                    self.paced.insert((time, key));
+                    self.paced.insert((time, key, lane));
                 }
                 // It comes back with news.
                 Turn::Leaves => {}
