@@ -266,7 +266,9 @@ impl Log {
         let state = lock(&self.0);
         (after + 1 >= state.tail_from).then(|| {
             let from = state.tail.partition_point(|row| row.last() <= after);
-            state.tail.range(from..).filter(|row| filter.reads(&row.app)).cloned().collect()
+            // What an app has lost is still here when the log is bounded to less than the tail.
+            let kept = |row: &&Row| state.apps.get(&row.app).is_none_or(|held| row.last() > held.dropped);
+            state.tail.range(from..).filter(|row| filter.reads(&row.app)).filter(kept).cloned().collect()
         })
     }
 }
