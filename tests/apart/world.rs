@@ -24,7 +24,8 @@ impl Keys {
 }
 
 pub struct World {
-    pub daemon: Daemon,
+    /// Runs as long as this lives.
+    _daemon: Daemon,
     sockets: TempDir,
 }
 
@@ -45,7 +46,7 @@ impl World {
                 .set(&format!("sockets.{app}.apps"), json!([app]));
         }
         let daemon = Daemon::start(env!("CARGO_BIN_EXE_fanfare"), config).expect("the daemon starts");
-        World { daemon, sockets }
+        World { _daemon: daemon, sockets }
     }
 
     pub fn client(&self, app: &str) -> Client {
