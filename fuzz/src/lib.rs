@@ -14,10 +14,14 @@ use message::{Service, UnixMillis};
 pub mod config;
 #[path = "../../src/endpoint.rs"]
 pub mod endpoint;
+#[path = "../../src/ids.rs"]
+pub mod ids;
 #[path = "../../src/limits.rs"]
 pub mod limits;
 #[path = "../../src/message.rs"]
 pub mod message;
+#[path = "../../src/printable.rs"]
+pub mod printable;
 
 #[path = "../../src/template.rs"]
 pub mod template;
@@ -63,6 +67,7 @@ pub fn rules() -> Rules {
         retention: Duration::from_secs(604_800),
         at_max: Duration::from_secs(7_776_000),
         max_pending: 20_000_000,
+        max_open: 20_000,
     };
     let apps = BTreeMap::from([(Arc::from("default"), Vec::new()), (Arc::from("shop"), Vec::new())]);
     let scopes = BTreeMap::from([(Arc::from("shop"), [Arc::from("news")].into())]);
