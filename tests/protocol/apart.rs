@@ -1,24 +1,11 @@
 //! What belongs to one app does not exist on the socket of another (promise 8).
 
 use super::*;
-use fanfare_loadtest::daemon::write_vapid_key;
 use std::os::unix::fs::PermissionsExt;
 
-/// A daemon with the apps `shop` and `news` beside `default`, each with a socket of its own in `directory`.
+/// A daemon with the apps `shop` and `news` beside `default`.
 fn two_apps(directory: &tempfile::TempDir) -> (Mock, Daemon) {
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    start(|mut config| {
-        for app in ["shop", "news"] {
-            write_vapid_key(path(&format!("{app}.pem")).as_ref()).unwrap();
-            config = config
-                .set(&format!("apps.{app}.vapid_keys"), json!([path(&format!("{app}.pem"))]))
-                .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
-                .set(&format!("sockets.{app}.path"), path(app))
-                .set(&format!("sockets.{app}.mode"), 0o600)
-                .set(&format!("sockets.{app}.apps"), json!([app]));
-        }
-        config.set("events.log", json!(["accepted", "cancelled", "gone"]))
-    })
+    start(|config| with_two_apps(config, directory).set("events.log", json!(["accepted", "cancelled", "gone"])))
 }
 
 #[test]
@@ -97,18 +84,8 @@ fn two_apps_sockets_see_nothing_of_each_other() {
 #[test]
 fn an_app_is_told_of_push_services_without_what_others_send_there() {
     let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let (mock, daemon) = start(|mut config| {
-        for app in ["shop", "news"] {
-            write_vapid_key(path(&format!("{app}.pem")).as_ref()).unwrap();
-            config = config
-                .set(&format!("apps.{app}.vapid_keys"), json!([path(&format!("{app}.pem"))]))
-                .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
-                .set(&format!("sockets.{app}.path"), path(app))
-                .set(&format!("sockets.{app}.apps"), json!([app]));
-        }
-        config
-    });
+    let path = |name: &str| directory.path().join(name);
+    let (mock, daemon) = start(|config| with_two_apps(config, &directory));
     let mut operator = daemon.client();
     let [mut shop, mut news] = ["shop", "news"].map(|app| Client::connect(path(app)).unwrap());
     let browsers = mock.subscribe(0, 5);

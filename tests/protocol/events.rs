@@ -3,25 +3,12 @@
 use super::*;
 use std::path::PathBuf;
 
-use fanfare_loadtest::daemon::write_vapid_key;
 use fanfare_loadtest::machine::status_bytes;
 
 /// A daemon with a socket for each of two apps.
 fn start_two(config: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> (tempfile::TempDir, Mock, Daemon, [PathBuf; 2]) {
     let directory = tempfile::tempdir().unwrap();
-    let (mock, daemon) = start(|mut builder| {
-        for app in ["shop", "news"] {
-            let key = directory.path().join(format!("{app}.pem"));
-            write_vapid_key(&key).unwrap();
-            builder = builder
-                .set(&format!("apps.{app}.vapid_keys"), json!([key]))
-                .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
-                .set(&format!("sockets.{app}.path"), json!(directory.path().join(app)))
-                .set(&format!("sockets.{app}.mode"), 0o600)
-                .set(&format!("sockets.{app}.apps"), json!([app]));
-        }
-        config(builder)
-    });
+    let (mock, daemon) = start(|builder| config(with_two_apps(builder, &directory)));
     let sockets = ["shop", "news"].map(|app| directory.path().join(app));
     (directory, mock, daemon, sockets)
 }

@@ -15,13 +15,28 @@ mod topics;
 use std::time::{Duration, Instant};
 
 use fanfare_loadtest::client::Client;
-use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
+use fanfare_loadtest::daemon::{ConfigBuilder, Daemon, write_vapid_key};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Scope, Subscription};
 use fanfare_loadtest::status::{ENDED, adds_up, status};
 use serde_json::{Value, json};
 
 /// Generous: the machine may be busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Adds the apps `shop` and `news`, each with a socket of its own in `directory`.
+fn with_two_apps(mut config: ConfigBuilder, directory: &tempfile::TempDir) -> ConfigBuilder {
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    for app in ["shop", "news"] {
+        write_vapid_key(path(&format!("{app}.pem")).as_ref()).unwrap();
+        config = config
+            .set(&format!("apps.{app}.vapid_keys"), json!([path(&format!("{app}.pem"))]))
+            .set(&format!("apps.{app}.subject"), "mailto:ops@example.com")
+            .set(&format!("sockets.{app}.path"), path(app))
+            .set(&format!("sockets.{app}.mode"), 0o600)
+            .set(&format!("sockets.{app}.apps"), json!([app]));
+    }
+    config
+}
 
 /// A mock and a daemon that knows it.
 fn start(config: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> (Mock, Daemon) {
