@@ -107,7 +107,7 @@ fn events_are_in_order_and_paged_by_cursors() {
     }
     // Of another store, beyond the end, no cursor at all.
     let newest = ask(&mut client, json!({"after": "newest"})).1["cursor"].as_str().unwrap().to_owned();
-    let (store, number) = newest.rsplit_once('-').unwrap();
+    let (store, number) = newest.split_once('-').unwrap();
     // A cursor tells no number, and none can be made of one: this is the seventh event.
     assert_eq!(number.len(), 22);
     for wrong in [
