@@ -6,32 +6,16 @@ use bytes::Bytes;
 
 use crate::ingest::request::{Code, Payload, Send, Subscriptions, Target, To};
 use crate::limits::RULES_MAX;
-use crate::message::{Delivery, Message, MessageId, SubscriptionId};
 use crate::store::commit::{Apps, Done, Op, prepare_send};
 use crate::store::family;
-use crate::store::harness::{self, HOSTS, Model, Setup};
+use crate::store::harness::{self, HOSTS, HarnessOnly, Setup};
 
 const DAY: u64 = 86_400_000;
 
-/// The harness alone demands enough.
-struct Both;
-
-impl Model for Both {
-    type Of = (MessageId, SubscriptionId);
-
-    fn of(delivery: &Delivery) -> Self::Of {
-        (delivery.message.id, delivery.recipient.subscription_id())
-    }
-
-    fn check_sent(&self, _: Self::Of, _: &Message) {}
-
-    fn check(_: &mut World) {}
-}
-
-type World = harness::World<Both>;
+type World = harness::World<HarnessOnly>;
 
 fn world() -> World {
-    World::start_with(Setup { browsers_per_account: 9, events_max: 64 << 20, looks_on: false }, Both, &["shop", "news"])
+    World::start_with(Setup { browsers_per_account: 9, events_max: 64 << 20, looks_on: false }, HarnessOnly, &["shop", "news"])
 }
 
 fn only(app: &str) -> Apps {
@@ -58,7 +42,7 @@ impl World {
     }
 
     /// Lets the sweep, which looks every hour, do so then.
-    fn sweep(&mut self, later: u64) {
+    fn sweep_after(&mut self, later: u64) {
         let now = self.now().plus(later);
         self.run().sweep.play(now);
         self.pump();
@@ -104,14 +88,14 @@ fn rules_that_nothing_can_meet_any_more_are_dropped() {
     world.paused("shop");
     world.hand_over(Op::Pause { target: label(0), apps: only("shop") });
     world.hand_over(Op::Cancel { target: label(1), apps: only("shop") });
-    world.sweep(0);
+    world.sweep_after(0);
     assert_eq!(world.rules(), (3, 1));
-    world.sweep(DAY / 2);
+    world.sweep_after(DAY / 2);
     assert_eq!(world.rules(), (3, 1), "what was in flight may still come back");
     world.hand_over(Op::Cancel { target: Target::App(Arc::from("shop")), apps: only("shop") });
-    world.sweep(0);
+    world.sweep_after(0);
     assert_eq!(world.rules(), (3, 2));
-    world.sweep(DAY + 1);
+    world.sweep_after(DAY + 1);
     // The messages have ended; the label is paused until somebody resumes it.
     assert_eq!(world.rules(), (1, 0));
     assert_eq!(world.rows(family::META, b"cancel/", b"cancel0", |_, _| true), 0);

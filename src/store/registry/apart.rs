@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::ingest::request::{By, Devices, Erase, EventType, Payload, Send, Subscribe, Subscriptions, Target, To, Whose};
-use crate::message::{Account, Delivery, Ending, Message, MessageId, Recipient, Reference, Segment, SubscriptionId};
+use crate::message::{Account, Ending, MessageId, Recipient, Reference, Segment, SubscriptionId};
 use crate::store::commit::{Apps, Done, Op, prepare_send, prepare_subscribe};
 use crate::store::erase::Swept;
-use crate::store::harness::{self, HOSTS, Model, Setup};
+use crate::store::harness::{self, HOSTS, HarnessOnly, Setup};
 use crate::store::key::after_prefix;
 use crate::store::live::Holder;
 use crate::store::registry::row::Fallback;
@@ -32,22 +32,7 @@ static OWN: [u8; 2] = [0, 1];
 const OTHER: u8 = 2;
 const LATER: u64 = 600_000;
 
-/// The harness alone demands enough: one delivery at a time, and none after its end.
-struct Both;
-
-impl Model for Both {
-    type Of = (MessageId, SubscriptionId);
-
-    fn of(delivery: &Delivery) -> Self::Of {
-        (delivery.message.id, delivery.recipient.subscription_id())
-    }
-
-    fn check_sent(&self, _: Self::Of, _: &Message) {}
-
-    fn check(_: &mut World) {}
-}
-
-type World = harness::World<Both>;
+type World = harness::World<HarnessOnly>;
 
 /// What an app has in the store.
 struct Has {
@@ -78,7 +63,7 @@ fn only(app: &str) -> Apps {
 
 impl World {
     fn new() -> World {
-        World::start_with(Setup { browsers_per_account: 9, events_max: 64 << 20, looks_on: false }, Both, &APPS)
+        World::start_with(Setup { browsers_per_account: 9, events_max: 64 << 20, looks_on: false }, HarnessOnly, &APPS)
     }
 
     fn browser(&self, who: u8) -> Recipient {
