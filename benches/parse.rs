@@ -8,10 +8,10 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use fanfare::config::{AllowedHost, Policy};
 use fanfare::endpoint::EndpointPolicy;
-use fanfare::ingest::json::read_line;
-use fanfare::ingest::keys::decode_point;
 use fanfare::ingest::line::{Rules, parse};
 use fanfare::message::Service;
+use fanfare::protocol::json::read_line;
+use fanfare::protocol::keys::decode_point;
 
 use self::fixture::{NOW, POINT};
 

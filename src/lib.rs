@@ -32,7 +32,7 @@
 //! | [`outcome`] | [`outcome::verdict`] names what an answer means; then the delivery is settled or waits |
 //!
 //! Beside the way: [`message`] holds the types that the stages hand to each other, [`limits`] the bounds that must agree,
-//! [`clock`] is the only caller of the system clock, [`metrics`] names every metric, [`template`] makes bodies the recipient's own,
+//! [`protocol`] the words that clients, store and stages share, [`clock`] is the only caller of the system clock, [`metrics`] names every metric, [`template`] makes bodies the recipient's own,
 //! [`receipt`] issues and opens the tokens that come back as `feedback`, [`ids`] makes opaque what clients see of ids and cursors.
 //! [`daemon`] makes every channel, thread and task; stages know the types and the store, but not each other. [`descriptors`] shares out
 //! the process's limit of open files, [`complaint`] keeps the log readable whatever comes from outside, [`printable`] stands between text
@@ -74,6 +74,7 @@ pub mod message;
 pub mod metrics;
 pub mod outcome;
 pub mod printable;
+pub mod protocol;
 pub mod receipt;
 pub mod schedule;
 pub mod scrape;

@@ -145,6 +145,12 @@ impl SubscriptionId {
         let digest = Sha256::digest(endpoint.as_bytes());
         SubscriptionId(digest[..12].try_into().expect("twelve of 32 bytes"))
     }
+
+    /// The id as the protocol shows it.
+    pub fn name(&self) -> String {
+        use base64::Engine;
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(self.0)
+    }
 }
 
 /// A name of the application's own: a tag, a scope, the name of an attribute.

@@ -11,8 +11,8 @@ use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, des
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 use crate::encrypt::warm::Usage;
-use crate::ingest::request::Code;
 use crate::message::{Answer, Answered, Ending, Service};
+use crate::protocol::request::Code;
 use crate::scrape;
 use crate::store::Services;
 

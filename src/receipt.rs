@@ -10,9 +10,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use crate::ids::VisibleId;
-use crate::ingest::request::Receipt;
 use crate::limits::{RECEIPT_BYTES, RECEIPT_CHARS};
 use crate::message::SubscriptionId;
+use crate::protocol::request::Receipt;
 
 /// Of the MAC: RFC 2104 section 5 lets it be cut to half, and 128 bits cannot be guessed through a socket.
 const MAC_BYTES: usize = 16;

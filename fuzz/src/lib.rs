@@ -23,16 +23,14 @@ pub mod message;
 #[path = "../../src/printable.rs"]
 pub mod printable;
 
+#[path = "../../src/protocol/mod.rs"]
+pub mod protocol;
 #[path = "../../src/template.rs"]
 pub mod template;
 
 #[path = "../../src/ingest"]
 pub mod ingest {
-    pub mod json;
-    pub mod keys;
     pub mod line;
-    pub mod reply;
-    pub mod request;
 }
 
 #[path = "../../src/outcome"]

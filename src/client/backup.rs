@@ -26,10 +26,10 @@ use crate::client::import;
 use crate::client::output::{Output, note};
 use crate::client::send::{is_dash, style};
 use crate::exit::{Exit, Failure};
-use crate::ingest::keys::{decode_point, key_id};
-use crate::ingest::reply::format_time;
 use crate::message::{KeyId, UnixMillis};
 use crate::printable;
+use crate::protocol::keys::{decode_point, key_id};
+use crate::protocol::time::format_time;
 use crate::store::OpenError;
 use crate::store::backup::{self, ABOUT, RestoreError, Vacant, Whole};
 

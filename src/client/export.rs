@@ -19,8 +19,8 @@ use crate::client::output::{Output, note};
 use crate::client::pages::{self, Page};
 use crate::client::send::{is_dash, style};
 use crate::exit::{Exit, Failure};
-use crate::ingest::json::{Members, Value as Json, read_line, write_compact};
 use crate::printable;
+use crate::protocol::json::{Members, Value as Json, read_line, write_compact};
 
 /// Members of a line, in this order; the others that the daemon tells are found out anew.
 const MEMBERS: &[&str] = &["app", "account", "name", "user_agent", "scopes", "tags", "attributes", "enabled", "created", "seen"];

@@ -14,9 +14,9 @@ use super::{
     Socket, Store,
 };
 use crate::endpoint::is_public_name;
-use crate::ingest::request::EventType;
 use crate::limits::{CONNECTION_BYTES, NAME_MAX, PAYLOAD_MAX};
 use crate::message::Ending;
+use crate::protocol::request::EventType;
 
 /// The shortest duration where 0 would be no duration.
 const SHORT: f64 = 0.001;

@@ -23,7 +23,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use self::file::doubts;
-use crate::ingest::request::EventType;
+use crate::protocol::request::EventType;
 
 /// Everything `fanfare.toml` and the environment say, checked (DESIGN 5).
 #[derive(Clone, Debug)]

@@ -7,12 +7,8 @@
 //! look at two, which are interrupted after some milliseconds.
 
 pub mod answer;
-pub mod json;
-pub mod keys;
 pub mod line;
 mod registry;
-pub mod reply;
-pub mod request;
 pub mod share;
 mod unread;
 
@@ -36,12 +32,13 @@ use crate::encrypt::vapid::Tokens;
 use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
-use crate::ingest::request::{Add, Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
 use crate::ingest::share::Shares;
 use crate::ingest::unread::{More, Unread};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES, LINE_SECONDS};
 use crate::message::{Name, Urgency};
 use crate::metrics;
+use crate::protocol::reply::write_problem;
+use crate::protocol::request::{Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
 use crate::receipt::Receipts;
 use crate::store::Store;
 use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
@@ -214,7 +211,7 @@ fn refuse(stream: UnixStream, message: &str) {
     metrics::rejected(Code::Overloaded);
     metrics::turned_away("connections");
     let mut line = Vec::new();
-    reply::write_problem(&mut line, &None, &problem(Code::Overloaded, None, message), Some(1.0), &[]);
+    write_problem(&mut line, &None, &problem(Code::Overloaded, None, message), Some(1.0), &[]);
     if let Ok(mut stream) = stream.into_std() {
         // There is always room for one line in a new socket; its client may have gone.
         let _gone = stream.write_all(&line);
@@ -418,7 +415,7 @@ impl Reader {
                 let op = match list {
                     Some(list) => prepare_add(add, &list.message, apps(), &preparing(&list.message.app)),
                     // The writer says what is wrong with it.
-                    None => Op::Add { message_id, chunks: Vec::new(), rejected: 0, step: Add::step(add), apps: apps() },
+                    None => Op::Add { message_id, chunks: Vec::new(), rejected: 0, step: add.step, apps: apps() },
                 };
                 Prepared::Write(op, told)
             }
@@ -521,7 +518,7 @@ impl Reader {
         metrics::rejected(problem.code);
         let mut line = Vec::with_capacity(160);
         let retry_after = (problem.code == Code::Overloaded).then_some(1.0);
-        reply::write_problem(&mut line, &id, &problem, retry_after, &[]);
+        write_problem(&mut line, &id, &problem, retry_after, &[]);
         let places = self.all_shares(line.len()).await;
         let _ended = self.items.send(Item::Now { line, places });
     }
@@ -559,7 +556,7 @@ impl Reader {
         for told in &told {
             metrics::rejected(Code::Overloaded);
             let problem = problem(Code::Overloaded, None, "the writer is behind: try again");
-            reply::write_problem(&mut line, told.id(), &problem, Some(1.0), &[]);
+            write_problem(&mut line, told.id(), &problem, Some(1.0), &[]);
         }
         let _ended = self.items.send(Item::Now { line, places });
     }
@@ -612,12 +609,6 @@ enum Prepared {
     Refused(Problem),
 }
 
-impl Add {
-    fn step(add: Add) -> Option<request::Step> {
-        add.step
-    }
-}
-
 /// The answers of a writer that has ended.
 pub(crate) fn stopped() -> Done {
     Done::Failed {
@@ -625,10 +616,4 @@ pub(crate) fn stopped() -> Done {
         retry_after: Some(5.0),
         position: None,
     }
-}
-
-/// Whether a name is a subscription's (for `events`).
-pub fn subscription_name(id: &crate::message::SubscriptionId) -> String {
-    use base64::Engine;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(id.0)
 }

@@ -8,11 +8,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::encrypt::vapid::Tokens;
 use crate::ids::Position;
-use crate::ingest::json::write_string;
-use crate::ingest::reply::{begin_ok, end, member, member_text, member_time};
-use crate::ingest::request::{Code, Of, Problem, RequestId, Whose};
-use crate::ingest::subscription_name;
 use crate::message::{Encoding, Name, Reference, Segment, SubscriptionId, SubscriptionKey, UnixMillis};
+use crate::protocol::json::write_string;
+use crate::protocol::reply::{begin_ok, end, member, member_text, member_time};
+use crate::protocol::request::{Code, Of, Problem, RequestId, Whose};
 use crate::store::commit::Apps;
 use crate::store::live::lock;
 use crate::store::registry::{Known, account_hash};
@@ -23,7 +22,7 @@ fn write_known(store: &Store, known: &Known, reveal: Option<&Tokens>, out: &mut 
     let Known { id, app, subscription, detail, key: at } = known;
     let recipient = &subscription.recipient;
     let start = out.len();
-    member_text(out, "subscription_id", &subscription_name(id));
+    member_text(out, "subscription_id", &id.name());
     member_text(out, "app", app);
     text_or_null(out, "account", subscription.account.as_deref());
     text_or_null(out, "name", detail.name.as_deref());
@@ -358,5 +357,5 @@ pub(super) fn write_results(results: &[watch::Result], pending: u64, out: &mut V
 }
 
 fn name(id: SubscriptionId) -> String {
-    subscription_name(&id)
+    id.name()
 }

@@ -111,7 +111,7 @@ pub fn is_name(name: &str) -> bool {
 
 /// How a backup is called that nobody named: 20261122T034654123Z.
 pub fn name_at(now: UnixMillis) -> String {
-    let time = crate::ingest::reply::format_time(now);
+    let time = crate::protocol::time::format_time(now);
     // Milliseconds keep two of one second apart.
     time.chars().filter(char::is_ascii_alphanumeric).collect()
 }

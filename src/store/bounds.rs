@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::ingest::request::{Code, Payload, Send, Subscriptions, Target, To};
 use crate::limits::RULES_MAX;
+use crate::protocol::request::{Code, Payload, Send, Subscriptions, Target, To};
 use crate::store::commit::{Apps, Done, Op, prepare_send};
 use crate::store::family;
 use crate::store::harness::{self, HOSTS, HarnessOnly, Setup};

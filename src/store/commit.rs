@@ -7,13 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::ingest::request::{
-    Add, Devices, Erase, EventType, Problem, Read, Rejected, Send, State, Step, Subscribe, Subscriptions, Target, To, Update,
-    Whose,
-};
 use crate::limits::{CHUNK_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
 use crate::message::{
     Account, KeyId, Lane, Message, MessageId, Origin, Rank, Recipient, Segment, Service, SubscriptionId, UnixMillis, Urgency,
+};
+use crate::protocol::request::{
+    Add, Devices, Erase, EventType, Problem, Read, Rejected, Send, State, Step, Subscribe, Subscriptions, Target, To, Update,
+    Whose,
 };
 use crate::store::erase::Swept;
 use crate::store::record::{Put, put_message, put_recipient};

@@ -23,10 +23,10 @@ use super::writer::{News, Settings, Settle, Settled, Settlement, Writer};
 use super::{Store, testing};
 use crate::clock;
 use crate::encrypt::{load, unread};
-use crate::ingest::request::EventType;
 use crate::message::{
     Delivery, Encoding, Ending, Endpoint, KeyId, Message, MessageId, Origin, Recipient, SubscriptionId, UnixMillis,
 };
+use crate::protocol::request::EventType;
 use crate::schedule::lane::Heard;
 use crate::schedule::origins::{Admit, Table};
 use crate::schedule::{Queues, Run, Schedule};

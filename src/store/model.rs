@@ -14,8 +14,8 @@ use proptest::prelude::*;
 
 use crate::clock;
 use crate::ids::{Since, VisibleId};
-use crate::ingest::request::{Payload, Send, Step, Subscriptions, Target, To};
 use crate::message::{Delivery, Ending, Message, MessageId, Recipient, Reference, Urgency};
+use crate::protocol::request::{Payload, Send, Step, Subscriptions, Target, To};
 use crate::store::commit::{Done, Op, prepare_add, prepare_send};
 use crate::store::harness::{self, HOSTS, How, Model, Setup};
 use crate::store::log::EventFilter;
@@ -326,7 +326,7 @@ impl World {
         let references: Vec<i64> = good.iter().map(reference).collect();
         let (id, steps) = (self.model.messages[index].id, self.model.messages[index].steps);
         let step = Step { position: (steps + 1).to_string().into(), previous: (steps > 0).then(|| steps.to_string().into()) };
-        let add = crate::ingest::request::Add {
+        let add = crate::protocol::request::Add {
             message_id: self.store().ids.show(id),
             subscriptions: Subscriptions { good, rejected: Vec::new() },
             step: Some(step),

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::ingest::request::{By, State};
 use crate::message::{Account, Ending, MessageId, UnixMillis};
+use crate::protocol::request::{By, State};
 use crate::store::commit::Apps;
 use crate::store::key;
 use crate::store::live::{List, ListKey, Walk, ending, retries};

@@ -13,14 +13,14 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Policy;
 use crate::endpoint::{EndpointPolicy, EndpointProblem};
-use crate::ingest::json::{Members, Value, read_line, write_compact, write_string};
-use crate::ingest::keys::{PointProblem, decode_exactly, decode_point};
-use crate::ingest::reply::parse_time;
-use crate::ingest::request::{Code, Problem};
 use crate::limits::{
     ACCOUNT_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, NAME_MAX, NAMES_MAX, REFERENCE_MAX, SUBSCRIPTION_NAME_MAX,
 };
 use crate::message::UnixMillis;
+use crate::protocol::json::{Members, Value, read_line, write_compact, write_string};
+use crate::protocol::keys::{PointProblem, decode_exactly, decode_point};
+use crate::protocol::request::{Code, Problem};
+use crate::protocol::time::parse_time;
 
 /// Names of members that are remembered as left out; more than anybody reads.
 const LEFT_OUT_MAX: usize = 64;

@@ -15,8 +15,8 @@ use crate::client::arguments::bulk::Format;
 use crate::client::import::record::Records;
 use crate::client::send::is_dash;
 use crate::exit::{Exit, Failure};
-use crate::ingest::json::{Members, Value, read_line};
 use crate::printable;
+use crate::protocol::json::{Members, Value, read_line};
 
 /// Bytes of a record: a subscription with all that may belong to it has a few thousand.
 const RECORD_MAX: usize = 256 * 1024;
@@ -330,7 +330,7 @@ mod tests {
         while let Some((place, readable)) = source.read().expect("memory") {
             let members = readable.and_then(|()| source.members()).map(|members| {
                 let mut json = Vec::new();
-                crate::ingest::json::write_compact(&Value::Object(members), &mut json);
+                crate::protocol::json::write_compact(&Value::Object(members), &mut json);
                 String::from_utf8(json).expect("UTF-8")
             });
             found.push((place.line, members.map_err(|unreadable| unreadable.code)));

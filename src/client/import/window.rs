@@ -16,8 +16,8 @@ use crate::client::connection::{Connection, Refusal, Reply, read_line as read_an
 use crate::client::import::record::{Kind, Requests, Switch};
 use crate::client::import::source::Place;
 use crate::exit::{Exit, Failure};
-use crate::ingest::json::{Value, read_line};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES};
+use crate::protocol::json::{Value, read_line};
 
 /// Unanswered at most: a fifth below what the daemon allows.
 const LINES: usize = CONNECTION_LINES / 5 * 4;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::ids::Position;
 use crate::ingest::answer::refusal::Refusal;
 use crate::ingest::answer::{Answerer, Gone, gone, one_of};
-use crate::ingest::reply::{begin_ok, end, member, member_text};
-use crate::ingest::request::{After, Code, Events, Problem, RequestId};
 use crate::ingest::stopping;
+use crate::protocol::reply::{begin_ok, end, member, member_text};
+use crate::protocol::request::{After, Code, Events, Problem, RequestId};
 use crate::store::log::{EventFilter, PAGE, StoredEvent};
 use crate::store::{ReadError, Store};
 

@@ -24,13 +24,13 @@ use crate::complaint::Complaint;
 use crate::ids::VisibleId;
 use crate::ingest::line::foreign_scope;
 use crate::ingest::registry::write_results;
-use crate::ingest::reply::{begin_ok, end, member, member_message_id, member_text, member_time, write_problem, write_rejected};
-use crate::ingest::request::{Code, Of, Rejected, Request, RequestId, Whose};
 use crate::ingest::share::Shares;
-use crate::ingest::{Door, LOOK, PATIENCE, Socket, stopped, stopping, subscription_name};
+use crate::ingest::{Door, LOOK, PATIENCE, Socket, stopped, stopping};
 use crate::limits::ANSWER_KIB;
 use crate::message::{Name, SubscriptionId};
 use crate::metrics;
+use crate::protocol::reply::{begin_ok, end, member, member_message_id, member_text, member_time, write_problem, write_rejected};
+use crate::protocol::request::{Code, Of, Rejected, Request, RequestId, Whose};
 use crate::store::commit::{Apps, Done};
 use crate::store::erase::Swept;
 use crate::store::registry::walk::Wanted;
@@ -357,7 +357,7 @@ impl Answerer {
             }
             (Told::Subscribe { id }, Done::Subscribed { id: subscription, created }) => {
                 begin_ok(out, id);
-                member_text(out, "subscription_id", &subscription_name(&subscription));
+                member_text(out, "subscription_id", &subscription.name());
                 member(out, "created", created);
                 end(out);
             }

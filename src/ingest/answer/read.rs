@@ -11,10 +11,11 @@ use crate::ingest::answer::refusal::Refusal;
 use crate::ingest::registry::{
     Behind, Listing, behind, list_some, write_account, write_disabled, write_list, write_subscription,
 };
-use crate::ingest::reply::{begin_ok, end, format_time, member, member_message_id, member_text, member_time};
-use crate::ingest::request::{By, Code, Problem, Request, RequestId, State};
 use crate::ingest::{Door, Socket};
 use crate::message::{Ending, SubscriptionKey, UnixMillis};
+use crate::protocol::reply::{begin_ok, end, member, member_message_id, member_text, member_time};
+use crate::protocol::request::{By, Code, Problem, Request, RequestId, State};
+use crate::protocol::time::format_time;
 use crate::store::backup::{self, BackupError};
 use crate::store::commit::Apps;
 use crate::store::live::ListKey;

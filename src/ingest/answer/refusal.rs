@@ -1,9 +1,9 @@
 //! What is said where nothing can be read for a request, or nothing is there; an error of the store is one to try again.
 
 use crate::ingest::registry::{ListError, bad_cursor};
-use crate::ingest::reply::write_problem;
-use crate::ingest::request::{Code, Problem, RequestId};
 use crate::metrics;
+use crate::protocol::reply::write_problem;
+use crate::protocol::request::{Code, Problem, RequestId};
 use crate::store::ReadError;
 
 /// A refusal of what only reads.

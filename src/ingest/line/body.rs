@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use url::Url;
 
-use super::super::json::{Members, Value, write_compact, write_string};
-use super::super::keys::decode;
-use super::super::request::{Code, Payload, Problem};
 use super::fields::{boolean, invalid, missing, pick, text};
 use crate::limits::{PAYLOAD_MAX, RECEIPT_CHARS};
 use crate::message::ContentType;
+use crate::protocol::json::{Members, Value, write_compact, write_string};
+use crate::protocol::keys::decode;
+use crate::protocol::request::{Code, Payload, Problem};
 use crate::template::{self, TemplateError};
 
 /// The names of the payload fields, in the order in which [`payload`] takes them.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::super::json::{Members, Value};
-use super::super::request::{Problem, Request, Target};
 use super::Rules;
 use super::fields::{above_zero, arguments, boolean, bounded, checked_message_id, invalid, missing, named_app, text};
 use crate::ids::VisibleId;
 use crate::limits::{BACKUP_NAME_MAX, LABEL_MAX};
+use crate::protocol::json::{Members, Value};
+use crate::protocol::request::{Problem, Request, Target};
 
 /// `cancel`.
 pub(super) fn cancel(members: &Members<'_>, rules: &Rules) -> Result<Request, Problem> {

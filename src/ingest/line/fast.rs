@@ -8,13 +8,13 @@
 
 use std::borrow::Cow;
 
-use super::super::json::{Members, Value, plain_until, read_member};
-use super::super::request::{Problem, Request, RequestId, Send, Subscriptions, To};
 use super::fields::{missing, within};
 use super::fingerprint::fingerprint;
 use super::{Rules, send, subscription};
 use crate::limits::REQUEST_ID_MAX;
 use crate::message::UnixMillis;
+use crate::protocol::json::{Members, Value, plain_until, read_member};
+use crate::protocol::request::{Problem, Request, RequestId, Send, Subscriptions, To};
 
 /// Reads and checks a common `send`. None: the general way is to do it.
 pub(super) fn parse(text: &str, rules: &Rules, now: UnixMillis) -> Option<(RequestId, Result<Request, Problem>)> {

@@ -5,13 +5,13 @@ use std::fmt::Display;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::super::json::{Members, Value};
-use super::super::keys::decode_exactly;
-use super::super::request::{Code, Problem, Whose};
 use super::Rules;
 use crate::ids::VisibleId;
 use crate::limits::{ACCOUNT_MAX, ENDPOINT_MAX, NAME_MAX, NAMES_MAX};
 use crate::message::{Account, Name, SubscriptionId};
+use crate::protocol::json::{Members, Value};
+use crate::protocol::keys::decode_exactly;
+use crate::protocol::request::{Code, Problem, Whose};
 
 /// The members called `names` of a request; null equals absent, another one is an error.
 pub(super) fn arguments<'v, 'a, const N: usize>(

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::super::json::{Members, Value};
+use crate::protocol::json::{Members, Value};
 
 /// First 16 bytes of the SHA-256 of all that a request asks for: every member but `id` and `idempotency_key`, in the order of their names,
 /// with one spelling for each number and string.

@@ -26,12 +26,12 @@ use std::str::Utf8Error;
 use std::sync::Arc;
 
 use self::fields::{NO_SCOPE, bad_json, invalid, missing, pick, text};
-use super::json::{Members, Value, read_line};
-use super::request::{Code, Problem, Request, RequestId};
 use crate::config;
 use crate::endpoint::EndpointPolicy;
 use crate::limits::REQUEST_ID_MAX;
 use crate::message::{KeyId, Name, UnixMillis};
+use crate::protocol::json::{Members, Value, read_line};
+use crate::protocol::request::{Code, Problem, Request, RequestId};
 
 /// What the lines of one socket are judged by.
 #[derive(Clone, Debug)]
@@ -164,9 +164,9 @@ const OPERATIONS: [(&str, Read); 28] = [
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::request::To;
     use super::testing::*;
     use super::*;
+    use crate::protocol::request::To;
 
     #[test]
     fn lines_that_are_no_requests() {

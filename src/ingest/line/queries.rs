@@ -1,8 +1,5 @@
 //! The operations that only read (DESIGN 3.1, 3.2 and 4).
 
-use super::super::json::{Members, Value};
-use super::super::reply::parse_time;
-use super::super::request::{After, By, EventType, Events, Of, Problem, Request, State};
 use super::Rules;
 use super::fields::{
     self, CURSOR_MAX, app_or_default, arguments, boolean, bounded, checked_message_id, checked_subscription_id, integer, invalid,
@@ -11,6 +8,9 @@ use super::fields::{
 use super::segment::segment;
 use crate::ids::POSITION_CHARS;
 use crate::limits::{ACCOUNT_MAX, LABEL_MAX};
+use crate::protocol::json::{Members, Value};
+use crate::protocol::request::{After, By, EventType, Events, Of, Problem, Request, State};
+use crate::protocol::time::parse_time;
 
 /// Items of a list's page.
 const LIMIT_DEFAULT: u32 = 100;

@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use super::super::json::{Members, Value};
-use super::super::keys::decode_exactly;
-use super::super::request::{Erase, EventType, Payload, Problem, Read, Request, Scopes, Subscribe, Test, TestTo, Update};
 use super::Rules;
 use super::body::{self, Personal};
 use super::fields::{
@@ -18,6 +15,9 @@ use crate::limits::{
     LEASE_MAX, RECEIPT_CHARS, SESSION_MAX, SINGLE_RECIPIENTS_MAX, SUBSCRIPTION_NAME_MAX, TEST_WAIT_MAX, USER_AGENT_MAX,
 };
 use crate::message::UnixMillis;
+use crate::protocol::json::{Members, Value};
+use crate::protocol::keys::decode_exactly;
+use crate::protocol::request::{Erase, EventType, Payload, Problem, Read, Request, Scopes, Subscribe, Test, TestTo, Update};
 
 /// `subscribe`.
 pub(super) fn subscribe(members: &Members<'_>, rules: &Rules, now: UnixMillis) -> Result<Request, Problem> {
@@ -206,9 +206,9 @@ mod tests {
     use super::super::parse;
     use super::super::testing::*;
     use super::*;
-    use crate::ingest::request::Whose;
     use crate::limits::{ACCOUNT_MAX, ENDPOINT_MAX, NAME_MAX, NAMES_MAX};
     use crate::message::ContentType;
+    use crate::protocol::request::Whose;
     const SUBSCRIPTION_ID: &str = r#""subscription_id":"AAECAwQFBgcICQoL""#;
 
     fn subscribed(more: &str) -> Subscribe {

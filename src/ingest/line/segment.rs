@@ -1,10 +1,10 @@
 //! A segment: which subscriptions a campaign, a list or a count concerns (DESIGN 4).
 
-use super::super::json::Value;
-use super::super::request::Problem;
 use super::fields::{fields, invalid, names, within};
 use super::subscription::checked_attributes;
 use crate::message::Segment;
+use crate::protocol::json::Value;
+use crate::protocol::request::Problem;
 
 /// `field` is its path in the line. What would hold for all must say so with `all`: an audience that was computed and came out empty
 /// must not become everybody.
@@ -44,10 +44,10 @@ pub(super) fn segment(value: &Value<'_>, field: &str) -> Result<Segment, Problem
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::request::Request;
     use super::super::testing::*;
     use super::*;
     use crate::limits::{ATTRIBUTES_MAX, NAME_MAX, NAMES_MAX};
+    use crate::protocol::request::Request;
 
     fn counted(segment: &str) -> Segment {
         match good(&format!(r#"{{"op":"count","segment":{segment}}}"#)) {

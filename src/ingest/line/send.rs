@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use super::super::json::{Members, Value, write_compact};
-use super::super::reply::parse_time;
-use super::super::request::{Add, Devices, Problem, Request, Send, Step, Subscriptions, To};
 use super::Rules;
 use super::body::{self, Personal};
 use super::fields::{
@@ -16,6 +13,9 @@ use super::segment::segment;
 use super::subscription::Judge;
 use crate::limits::{COMMIT_RECIPIENTS_MAX, FALLBACK_MAX, IDEMPOTENCY_KEY_MAX, LABEL_MAX, POSITION_MAX, TOPIC_MAX};
 use crate::message::{UnixMillis, Urgency};
+use crate::protocol::json::{Members, Value, write_compact};
+use crate::protocol::request::{Add, Devices, Problem, Request, Send, Step, Subscriptions, To};
+use crate::protocol::time::parse_time;
 
 /// The members of a `send` beside `to`, however they were read; null equals absent.
 #[derive(Default)]

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::super::json::{Value, write_string};
-use super::super::keys::{PointProblem, decode_exactly, decode_point, key_id};
-use super::super::request::{Code, Problem, Rejected, Subscriptions};
 use super::Rules;
 use super::fields::{invalid, missing, number, pick, shown, text, within};
 use crate::limits::{ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, COMMIT_RECIPIENTS_MAX, NAME_MAX, REFERENCE_MAX};
 use crate::message::{Attributes, Encoding, KeyId, Name, Recipient, Reference, UnixMillis};
+use crate::protocol::json::{Value, write_string};
+use crate::protocol::keys::{PointProblem, decode_exactly, decode_point, key_id};
+use crate::protocol::request::{Code, Problem, Rejected, Subscriptions};
 
 /// What a browser's subscription is judged by.
 pub(super) struct Judge<'r> {
@@ -208,9 +208,9 @@ fn reference(value: &Value<'_>) -> Result<Reference, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::request::{Request, To};
     use super::super::testing::{key_id, *};
     use super::*;
+    use crate::protocol::request::{Request, To};
 
     #[test]
     fn one_subscription() {

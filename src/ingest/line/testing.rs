@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 use super::{Rules, parse};
 use crate::config::{self, Policy};
 use crate::endpoint::EndpointPolicy;
-pub use crate::ingest::request::Code;
-use crate::ingest::request::{Problem, Request, Send, To};
 use crate::message::{Attributes, KeyId, Name, Recipient, UnixMillis};
 pub use crate::message::{Service, SubscriptionId};
+pub use crate::protocol::request::Code;
+use crate::protocol::request::{Problem, Request, Send, To};
 
 /// 2026-11-22T10:30:00Z
 pub const NOW: UnixMillis = UnixMillis(1_795_343_400_000);

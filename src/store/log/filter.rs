@@ -7,8 +7,8 @@ use std::sync::Arc;
 use memchr::memmem::Finder;
 use serde::Deserialize;
 
-use crate::ingest::request::{EventType, Events};
-use crate::ingest::subscription_name;
+use crate::message::SubscriptionId;
+use crate::protocol::request::{EventType, Events};
 use crate::store::log::MIXED;
 
 /// What a reader wants of which apps.
@@ -74,7 +74,7 @@ impl EventFilter {
             label: asked.label.clone(),
             message_id: asked.message_id.map(|id| id.to_string()),
             account: asked.account.clone(),
-            subscription_id: asked.subscription_id.as_ref().map(subscription_name),
+            subscription_id: asked.subscription_id.as_ref().map(SubscriptionId::name),
             app_needles: apps.iter().map(|app| written("app", app)).collect(),
             apps: Some(apps),
             ..EventFilter::all()

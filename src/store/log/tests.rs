@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ingest::request::{After, EventType, Events};
 use crate::message::Ending;
+use crate::protocol::request::{After, EventType, Events};
 use crate::store::record::Put;
 use crate::store::testing;
 

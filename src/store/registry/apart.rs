@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use crate::clock;
-use crate::ingest::request::{By, Devices, Erase, EventType, Payload, Send, Subscribe, Subscriptions, Target, To, Whose};
 use crate::message::{Account, Ending, MessageId, Recipient, Reference, Segment, SubscriptionId};
+use crate::protocol::request::{By, Devices, Erase, EventType, Payload, Send, Subscribe, Subscriptions, Target, To, Whose};
 use crate::store::commit::{Apps, Done, Op, prepare_send, prepare_subscribe};
 use crate::store::erase::Swept;
 use crate::store::harness::{self, HOSTS, HarnessOnly, Setup};

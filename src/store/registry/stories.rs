@@ -17,10 +17,10 @@ use proptest::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::clock;
-use crate::ingest::request::{Code, Devices, Erase, EventType, Payload, Read, Send, Subscribe, Target, To, Whose};
 use crate::message::{
     Account, Delivery, Ending, Message, MessageId, Name, Recipient, Reference, Segment, SubscriptionId, SubscriptionKey,
 };
+use crate::protocol::request::{Code, Devices, Erase, EventType, Payload, Read, Send, Subscribe, Target, To, Whose};
 use crate::store::commit::{Done, Op, prepare_send, prepare_subscribe};
 use crate::store::erase::{COMPACTION_ROW, Swept};
 use crate::store::harness::{self, HOSTS, How, Model, Setup};

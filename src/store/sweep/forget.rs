@@ -252,5 +252,5 @@ fn heads(value: &[u8], commit: u64) -> Result<Vec<record::Head>, record::Corrupt
 fn first_event_time(row: &[u8]) -> Option<UnixMillis> {
     let line = row.get(5..)?.split(|byte| *byte == b'\n').next()?;
     let event: serde_json::Value = serde_json::from_slice(line).ok()?;
-    crate::ingest::reply::parse_time(event.get("time")?.as_str()?)
+    crate::protocol::time::parse_time(event.get("time")?.as_str()?)
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::clock;
-use crate::ingest::request::{Code, Target};
 use crate::message::{AccountHash, Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
+use crate::protocol::request::{Code, Target};
 use crate::store::commit::{Apps, Done};
 use crate::store::key::{self, DueKey};
 use crate::store::live::{Holder, List, ListKey, Upto};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::ingest::request::EventType;
 use crate::message::{Ending, MessageId, Reference, Service, SubscriptionId, UnixMillis};
+use crate::protocol::request::EventType;
 use crate::store::Store;
 use crate::store::record::Put;
 use crate::store::writer::settle::ERASED;
@@ -95,7 +95,7 @@ impl Event<'_> {
         use base64::Engine;
         let mut object = serde_json::Map::new();
         let mut put = |name: &str, value: serde_json::Value| object.insert(name.to_owned(), value);
-        put("time", crate::ingest::reply::format_time(self.time).into());
+        put("time", crate::protocol::time::format_time(self.time).into());
         put("type", self.what.kind().as_str().into());
         if let Some(id) = self.id {
             put("message_id", store.ids.show(id).to_string().into());

@@ -43,12 +43,12 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
-use crate::ingest::request::EventType;
 use crate::limits::{CHECKPOINT_OUTCOMES, RULES_MAX, WATCHES_MAX};
 use crate::message::{
     AccountHash, BatchId, Delivery, DeliveryId, Ending, KeyId, MessageId, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
 use crate::metrics;
+use crate::protocol::request::EventType;
 use crate::store::commit::Apps;
 use crate::store::key::{DueKey, Waiting};
 use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};

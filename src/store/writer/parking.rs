@@ -4,8 +4,8 @@
 use bytes::Bytes;
 
 use crate::clock;
-use crate::ingest::request::{Code, Read, Whose};
 use crate::message::{AccountHash, DeliveryId, Ending, MessageId, SubscriptionId, SubscriptionKey, UnixMillis};
+use crate::protocol::request::{Code, Read, Whose};
 use crate::store::commit::{Apps, Done, topic_key};
 use crate::store::key::{self, ChunkKey};
 use crate::store::live::{Holder, List, lock};

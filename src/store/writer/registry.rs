@@ -7,10 +7,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::ingest::request::{Code, Erase, EventType, Problem, Rejected, Subscribe, Update, Whose};
 use crate::message::{
     Account, AccountHash, KeyId, MessageId, Name, Recipient, Registered, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
+use crate::protocol::request::{Code, Erase, EventType, Problem, Rejected, Subscribe, Update, Whose};
 use crate::store::commit::{Addressed, Apps, Done, NewSubscription, Resolved};
 use crate::store::erase::{Erasure, Swept};
 use crate::store::live::{Holder, ListKey, subscription_hash};

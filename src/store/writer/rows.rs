@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::ingest::request::State;
 use crate::message::{AccountHash, BatchId, DeliveryId, Ending, Lane, MessageId, Service, UnixMillis};
+use crate::protocol::request::State;
 use crate::store::commit::Done;
 use crate::store::erase::{COMPACTION_ROW, Erasure};
 use crate::store::key::{self, DueKey};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::clock;
-use crate::ingest::request::{Code, Problem, State, Step};
 use crate::limits::{COMMIT_BYTES, IDEMPOTENCY_MILLIS, PIECE_BYTES, PIECE_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
 use crate::message::{AccountHash, BatchId, Delivery, DeliveryId, Lane, MessageId, Service, SubscriptionId, UnixMillis, Urgency};
+use crate::protocol::request::{Code, Problem, State, Step};
 use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes};
 use crate::store::erase::Erasure;
 use crate::store::key::{self, ChunkKey, DueKey};

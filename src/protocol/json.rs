@@ -56,7 +56,7 @@ pub fn read_line(text: &str) -> Line<'_> {
 }
 
 /// Reads one value of a line's own object, from byte `at` on. Gives it and the byte behind it.
-pub(super) fn read_member(text: &str, at: usize) -> Option<(Value<'_>, usize)> {
+pub(crate) fn read_member(text: &str, at: usize) -> Option<(Value<'_>, usize)> {
     let mut reader = Reader { text, bytes: text.as_bytes(), at, depth: 1 };
     let value = reader.value().ok()?;
     Some((value, reader.at))
@@ -395,7 +395,7 @@ impl<'a> Reader<'a> {
 /// The first place from `from` on that holds a quote, a backslash or a control character, else the end. Always a boundary
 /// between characters: it stops at ASCII only. Most of a line are strings: names are short and looked at eight bytes at a time, and
 /// where eight were plain, there are mostly more, which are looked at by the block.
-pub(super) fn plain_until(bytes: &[u8], from: usize) -> usize {
+pub(crate) fn plain_until(bytes: &[u8], from: usize) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const TOPS: u64 = 0x8080_8080_8080_8080;
     let mut at = from;
