@@ -9,10 +9,11 @@ use crossbeam_channel::{Receiver, bounded};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use fanfare::message::{Lane, Origin, Service, UnixMillis, Urgency};
-use fanfare::schedule::lane::Heard;
-use fanfare::schedule::origins::Table;
-use fanfare::schedule::{Queues, Run, Schedule};
+use fanfare::origin::health::Heard;
+use fanfare::origin::table::Table;
+use fanfare::schedule::{Queues, Schedule};
 use fanfare::store::key::WorkKey;
+use fanfare::store::run::Run;
 use fanfare::store::writer::{News, Settle};
 use fanfare::store::{Rows, Store, family};
 

@@ -26,8 +26,8 @@
 //! |---|---|
 //! | [`ingest`] | sockets, connections; [`ingest::line`] turns bytes into checked requests, [`endpoint`] judges endpoints |
 //! | [`store`] | the only one that knows RocksDB; [`store::writer`] is the one thread that writes |
-//! | [`schedule`] | which rows are due, lane by lane; [`schedule::origins`] keeps each push service's health |
-//! | [`encrypt`] | worker threads; [`encrypt::payload`] is RFC 8188 and 8291, [`encrypt::vapid`] RFC 8292 |
+//! | [`schedule`] | which rows are due, lane by lane; [`origin::table`] keeps each push service's health |
+//! | [`encrypt`] | worker threads; [`encrypt::payload`] is RFC 8188 and 8291, [`vapid::token`] RFC 8292 |
 //! | [`deliver`] | a pool of connections for each push service |
 //! | [`outcome`] | [`outcome::verdict`] names what an answer means; then the delivery is settled or waits |
 //!
@@ -72,6 +72,7 @@ pub mod ingest;
 pub mod limits;
 pub mod message;
 pub mod metrics;
+pub mod origin;
 pub mod outcome;
 pub mod printable;
 pub mod protocol;
@@ -81,3 +82,4 @@ pub mod scrape;
 pub mod setup;
 pub mod store;
 pub mod template;
+pub mod vapid;

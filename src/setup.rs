@@ -18,9 +18,9 @@ use zeroize::Zeroizing;
 
 use crate::client::output::{Output, note};
 use crate::config::Config;
-use crate::encrypt::key::{ImportError, KeyFileError, SigningKey};
 use crate::exit::{Exit, Failure};
 use crate::printable;
+use crate::vapid::key::{ImportError, KeyFileError, SigningKey};
 
 /// Where keys and configuration live.
 const CONFIGURATION_DIR: &str = "etc/fanfare";

@@ -10,10 +10,10 @@ use std::process::{Command, Output};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use fanfare::encrypt::key::SigningKey;
 use fanfare::encrypt::payload::{Agreement, Body, Plain, Sealer, padded_len};
-use fanfare::encrypt::vapid::{AppKeys, Tokens};
 use fanfare::message::{Encoding, Origin};
+use fanfare::vapid::key::SigningKey;
+use fanfare::vapid::token::{AppKeys, Tokens};
 use p256::elliptic_curve::Generate;
 use p256::elliptic_curve::sec1::ToSec1Point;
 use serde_json::{Value, json};

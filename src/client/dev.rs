@@ -19,9 +19,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::client::connection::Connection;
-use crate::encrypt::key::SigningKey;
 use crate::exit::{Exit, Failure};
 use crate::printable;
+use crate::vapid::key::SigningKey;
 
 /// A daemon that has not opened its socket by then says why on standard error, or hangs.
 const START: Duration = Duration::from_secs(60);

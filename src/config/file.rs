@@ -1,7 +1,7 @@
 //! Who else could change a file that says how the daemon works, as sshd asks of its own (sshd_config(5), `StrictModes`).
 //!
 //! Of a configuration this is told and no more: it holds no secret, and a daemon that does not start harms more. A key file is
-//! refused by [`crate::encrypt::key`]; here only its directory is looked at.
+//! refused by [`crate::vapid::key`]; here only its directory is looked at.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;

@@ -33,9 +33,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::deliver::{self, Pool};
 use crate::descriptors::Descriptors;
-use crate::encrypt::key::{KeyFileError, SigningKey};
 use crate::encrypt::payload::{Agreement, Sealer};
-use crate::encrypt::vapid::{AppKeys, Tokens};
 use crate::encrypt::warm::Warm;
 use crate::encrypt::{Shared, Worker};
 use crate::endpoint::EndpointPolicy;
@@ -45,18 +43,20 @@ use crate::ingest::line::Rules;
 use crate::ingest::{COLLECTING, Door, READS, Socket, WALKS};
 use crate::message::{Encoding, UnixMillis};
 use crate::metrics;
+use crate::origin::table::Table;
 use crate::outcome::Outcome;
+use crate::outcome::backoff::Bounds;
 use crate::protocol::request::Target;
 use crate::protocol::time::format_time;
 use crate::receipt::Receipts;
-use crate::schedule::backoff::Bounds;
-use crate::schedule::origins::Table;
 use crate::schedule::{Queues, Schedule};
 use crate::store::commit::{Op, Writes};
 use crate::store::sweep::{self, Sweep};
 use crate::store::turns::{self, turns};
 use crate::store::writer::{self, News, Settle, Writer};
 use crate::store::{OpenError, Origins, Store, WriteError};
+use crate::vapid::key::{KeyFileError, SigningKey};
+use crate::vapid::token::{AppKeys, Tokens};
 
 /// A store that was not written for so long starts with every message paused.
 const STALE_MILLIS: u64 = 24 * 60 * 60 * 1_000;
@@ -282,7 +282,7 @@ impl Daemon {
         })?;
         pause_if_old(&store, config, &commits)?;
 
-        // How many wait for an answer is bounded by the windows of `schedule::origins`.
+        // How many wait for an answer is bounded by the windows of `origin::table`.
         let (answers, answers_out) = unbounded();
         let settings = deliver::Settings::new(&config.deliver, &config.endpoints, descriptors.pool);
         let pool =

@@ -28,7 +28,6 @@ use tokio::time::timeout;
 use crate::clock;
 use crate::complaint::Complaint;
 use crate::descriptors;
-use crate::encrypt::vapid::Tokens;
 use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
@@ -44,6 +43,7 @@ use crate::store::Store;
 use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
 use crate::store::live::ListKey;
 use crate::store::turns;
+use crate::vapid::token::Tokens;
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
 const PATIENCE: Duration = Duration::from_secs(1);

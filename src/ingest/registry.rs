@@ -6,7 +6,6 @@ use std::time::Instant;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::encrypt::vapid::Tokens;
 use crate::ids::Position;
 use crate::message::{Encoding, Name, Reference, Segment, SubscriptionId, SubscriptionKey, UnixMillis};
 use crate::protocol::json::write_string;
@@ -16,6 +15,7 @@ use crate::store::commit::Apps;
 use crate::store::live::lock;
 use crate::store::registry::{Known, account_hash};
 use crate::store::{ReadError, Store, watch};
+use crate::vapid::token::Tokens;
 
 /// One subscription, as JSON. `reveal`: what it takes to send to it, too, with the public key that it was made with.
 fn write_known(store: &Store, known: &Known, reveal: Option<&Tokens>, out: &mut Vec<u8>) {

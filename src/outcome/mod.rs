@@ -1,6 +1,7 @@
 //! Settles what came back: one thread that asks [`mod@verdict`] what each answer means, tells the origin's health, and hands what is
 //! to be written to the writer, in slices.
 
+pub mod backoff;
 pub mod retry_after;
 pub mod verdict;
 
@@ -12,15 +13,15 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::clock;
-use crate::encrypt::vapid::Tokens;
 use crate::message::{Answer, Answered, Blame, Ending, UnixMillis, Verdict};
 use crate::metrics;
+use crate::origin::health::Heard;
+use crate::origin::table::Table;
+use crate::outcome::backoff::{Bounds, retry_at};
 use crate::outcome::verdict::{Case, concerns_the_operator, last_error, reason, verdict};
-use crate::schedule::backoff::{Bounds, retry_at};
-use crate::schedule::lane::Heard;
-use crate::schedule::origins::Table;
 use crate::store::writer::{Settle, Settled, Settlement};
 use crate::store::{Origins, Store};
+use crate::vapid::token::Tokens;
 
 /// Answers that are settled in one slice.
 const SLICE: usize = 256;

@@ -6,9 +6,6 @@
 //!
 //! [`Schedule::step`] does all that is to be done at one moment and says when to call it again. Time is passed in.
 
-pub mod backoff;
-pub mod lane;
-pub mod origins;
 pub mod pace;
 pub mod ring;
 
@@ -17,14 +14,15 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use crate::message::{BatchId, Ending, Lane, Origin, Rank, Service, UnixMillis, Urgency};
-use crate::schedule::lane::Room;
-use crate::schedule::origins::Table;
+use crate::message::{BatchId, Ending, Lane, Rank, Service, UnixMillis, Urgency};
+use crate::origin::health::Room;
+use crate::origin::table::Table;
 use crate::schedule::pace::Pace;
 use crate::schedule::ring::Ring;
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
 use crate::store::live::{Batch, List, ListKey, lanes_of};
 use crate::store::registry::walk::{Path, Shape};
+use crate::store::run::{Run, Source};
 use crate::store::writer::{Fresh, Latest, News, Settle, first_row_key};
 use crate::store::{Origins, ReadError, Store, family, list_state};
 
@@ -42,29 +40,6 @@ const LISTS_LOOKED_AT: usize = 16;
 const PACED_MILLIS: u64 = 60_000;
 /// How long a list is left alone whose rows could not be read.
 const UNREAD_MILLIS: u64 = 100;
-
-/// What a worker is to do: read these, claim them, seal them.
-pub struct Run {
-    pub lane: Lane,
-    pub source: Source,
-    /// Index of the first delivery in the row.
-    pub from: u16,
-    /// Places of the row from `from` on, or rows of `due`; all are counted as handed out.
-    pub most: u16,
-    /// The service's one origin, where it has one: the run is counted there too.
-    pub origin: Option<Origin>,
-    /// The batch with its row, if it was committed just now.
-    pub batch: Option<Arc<Batch>>,
-}
-
-/// Where the deliveries of a run are.
-pub enum Source {
-    Row(WorkKey),
-    Chunk(ChunkKey, Arc<List>),
-    /// A stretch of a campaign.
-    Stretch(BatchId, Arc<Shape>, Arc<List>),
-    Due(Vec<DueKey>),
-}
 
 /// The places where runs go: two ranks, bounded.
 pub struct Queues {
@@ -813,7 +788,8 @@ mod tests {
     use crossbeam_channel::{Receiver, bounded, unbounded};
 
     use super::*;
-    use crate::schedule::lane::Heard;
+    use crate::message::Origin;
+    use crate::origin::health::Heard;
     use crate::store::{Rows, testing};
 
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);

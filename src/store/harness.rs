@@ -17,19 +17,19 @@ use tokio::sync::oneshot;
 
 use super::commit::{Apps, Done, Op, Preparing, Writes};
 use super::read::Status;
+use super::run::{Run, load, unread};
 use super::sweep::{self, Sweep};
 use super::turns::{Turns, turns};
 use super::writer::{News, Settings, Settle, Settled, Settlement, Writer};
 use super::{Store, testing};
 use crate::clock;
-use crate::encrypt::{load, unread};
 use crate::message::{
     Delivery, Encoding, Ending, Endpoint, KeyId, Message, MessageId, Origin, Recipient, SubscriptionId, UnixMillis,
 };
+use crate::origin::health::Heard;
+use crate::origin::table::{Admit, Table};
 use crate::protocol::request::EventType;
-use crate::schedule::lane::Heard;
-use crate::schedule::origins::{Admit, Table};
-use crate::schedule::{Queues, Run, Schedule};
+use crate::schedule::{Queues, Schedule};
 
 /// Hosts with a service each.
 pub const HOSTS: [&str; 2] = ["one.example.net", "two.example.net"];

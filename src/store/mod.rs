@@ -25,6 +25,7 @@ pub mod presence;
 pub mod read;
 pub mod record;
 pub mod registry;
+pub mod run;
 pub mod shares;
 pub mod sweep;
 pub mod turns;

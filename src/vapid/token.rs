@@ -20,8 +20,8 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde::Serialize;
 
-use crate::encrypt::key::SigningKey;
 use crate::message::{Encoding, KeyId, Origin, UnixMillis};
+use crate::vapid::key::SigningKey;
 
 const MINUTE: u64 = 60 * 1_000;
 const HOUR: u64 = 60 * MINUTE;

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use crate::complaint::Complaint;
 use crate::message::{Origin, Rank, Service, UnixMillis};
-use crate::schedule::lane::{Health, Heard, Room, Shown};
+use crate::origin::health::{Health, Heard, Room, Shown};
 use crate::store::live::lock;
 
 // With `endpoints.policy` = "public" whoever makes endpoints says which hosts there are, and how they fare.
