@@ -6,8 +6,7 @@ use std::hint::black_box;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use fanfare::config::{AllowedHost, Policy};
-use fanfare::endpoint::EndpointPolicy;
+use fanfare::endpoint::{AllowedHost, EndpointPolicy, Policy};
 use fanfare::ingest::line::{Rules, parse};
 use fanfare::message::Service;
 use fanfare::protocol::json::read_line;

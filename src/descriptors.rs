@@ -18,7 +18,7 @@ pub fn lacking(error: &io::Error) -> bool {
 const LEAST: usize = 256;
 /// What has no share: standard streams, the runtime, the files of RocksDB that are no tables (log, manifest, directories), what a
 /// compaction or a backup opens, the store's spare ones, the page of metrics, questions to name servers, what is read at SIGHUP.
-const RESERVE: usize = 128;
+pub(crate) const RESERVE: usize = 128;
 /// Each socket has its listener and a spare one.
 const A_SOCKET: usize = 2;
 /// RocksDB keeps at most so many tables open; more would hardly make it faster.
@@ -26,7 +26,6 @@ const STORE_MOST: usize = 512;
 /// With fewer connections to push services one slow service would hold up the others.
 const POOL_LEAST: usize = 16;
 
-const _: () = assert!(crate::scrape::CONNECTIONS + crate::store::SPARE_FILES < RESERVE / 2);
 const _: () = assert!((LEAST - RESERVE) / 4 > POOL_LEAST);
 
 /// Who gets how many.

@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use url::{Host, Url};
 
-use crate::config::{AllowedHost, Policy};
 use crate::limits::ENDPOINT_MAX;
 use crate::message::{Endpoint, Service};
 
@@ -48,6 +47,23 @@ const NOT_PUBLIC: [&str; 17] = [
     "host",
     "workgroup",
 ];
+
+/// `endpoints.policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The known push services and `allow_hosts`.
+    Known,
+    /// Any public host.
+    Public,
+}
+
+/// An entry of `endpoints.allow_hosts`: that host and its subdomains; with a port only that port, else any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedHost {
+    /// Lower case, no trailing dot; an IPv6 address without brackets.
+    pub host: String,
+    pub port: Option<u16>,
+}
 
 /// `endpoints.policy` and `endpoints.allow_hosts`, made ready for comparing.
 #[derive(Clone, Debug)]

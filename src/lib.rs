@@ -57,6 +57,7 @@
 //!    that is on disk at the next checkpoint.
 //! 8. `ingest/answer/read.rs` (or `events.rs`) reads it from the store (`store/read.rs`) when a client asks for `status` or `events`.
 
+pub mod backup;
 pub mod client;
 pub mod clock;
 pub mod complaint;
@@ -79,6 +80,7 @@ pub mod protocol;
 pub mod receipt;
 pub mod schedule;
 pub mod scrape;
+pub mod services;
 pub mod setup;
 pub mod store;
 pub mod template;

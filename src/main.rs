@@ -11,7 +11,7 @@ use fanfare::client::output::{Output, note};
 use fanfare::config::{self, Config, Problems};
 use fanfare::exit::{Exit, Failure};
 use fanfare::printable::{self, LogLines};
-use fanfare::{client, setup};
+use fanfare::{backup, client, setup};
 use nix::sys::stat::{Mode, umask};
 
 // Millions of small allocations of all sizes from many threads: with glibc's allocator the resident set keeps growing.
@@ -100,18 +100,21 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Keygen(arguments) => setup::keygen(&arguments),
         Command::Dev => client::dev::dev(),
         Command::Restore(arguments) if arguments.registry => {
-            client::backup::restore_registry(&named(config.as_deref(), socket)?, &mut Output::new(json), &arguments)
+            backup::restore_registry(&named(config.as_deref(), socket)?, &mut Output::new(json), &arguments)
         }
         Command::Restore(arguments) => {
             umask(PRIVATE);
             let data_dir = load(config.as_deref(), socket)?.data_dir;
             // It may tell root where to write.
             doubts(config.as_deref()).iter().for_each(|doubt| note(format_args!("fanfare: {doubt}")));
-            client::backup::restore(&data_dir, &mut Output::new(json), &arguments)
+            backup::restore(&data_dir, &mut Output::new(json), &arguments)
         }
         Command::Client(command) => {
             let data_dir = || client::data_dir(config.as_deref().unwrap_or(Path::new(CONFIGURATION)), config.is_some());
-            client::run(&named(config.as_deref(), socket)?, &data_dir, json, &command)
+            let backup = |socket: &Path, output: &mut Output, arguments: &client::arguments::Backup| {
+                backup::backup(socket, &data_dir, output, arguments)
+            };
+            client::run(&named(config.as_deref(), socket)?, &backup, json, &command)
         }
     }
 }

@@ -10,11 +10,10 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
-use crate::encrypt::warm::Usage;
 use crate::message::{Answer, Answered, Ending, Service};
 use crate::protocol::request::Code;
 use crate::scrape;
-use crate::store::Services;
+use crate::services::Services;
 
 /// Buckets of all durations, in seconds: from a fifth of a millisecond to a minute.
 const SECONDS: [f64; 16] = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
@@ -232,8 +231,19 @@ pub fn plain_level(name: &'static str, value: f64) {
     gauge!(name).set(value);
 }
 
+/// Memory and entries of what is made ahead of need, and how often it was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WarmUsage {
+    pub bytes: usize,
+    pub secrets: usize,
+    pub pairs: usize,
+    /// Since the start.
+    pub secrets_used: u64,
+    pub pairs_used: u64,
+}
+
 /// What is made ahead of need, and what of it was used.
-pub fn warm(usage: &Usage) {
+pub fn warm(usage: &WarmUsage) {
     plain_level("fanfare_encrypt_warm_bytes", usage.bytes as f64);
     for (kind, entries, used) in [("secret", usage.secrets, usage.secrets_used), ("key_pair", usage.pairs, usage.pairs_used)] {
         level("fanfare_encrypt_warm_entries", "kind", kind.to_owned(), entries as f64);

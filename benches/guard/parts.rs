@@ -2,9 +2,8 @@
 
 use std::hint::black_box;
 
-use fanfare::config::Policy;
 use fanfare::encrypt::payload::{Agreement, Plain, Sealer};
-use fanfare::endpoint::EndpointPolicy;
+use fanfare::endpoint::{EndpointPolicy, Policy};
 use fanfare::ingest::line::parse;
 use fanfare::message::Encoding;
 

@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use fanfare_fuzz::message::{Answer, Ending, Service, UnixMillis, Verdict};
 use fanfare_fuzz::outcome::retry_after::{RETRY_AFTER_MAX_MILLIS, X_WNS_CONTINUE_AFTER, continue_after, retry_after};
-use fanfare_fuzz::outcome::verdict::{Case, REASONS, verdict};
+use fanfare_fuzz::outcome::verdict::{Case, verdict};
+use fanfare_fuzz::protocol::reason::REASONS;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;

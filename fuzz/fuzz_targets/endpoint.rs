@@ -4,12 +4,11 @@
 
 use std::sync::LazyLock;
 
-use fanfare_fuzz::config::Policy;
-use fanfare_fuzz::endpoint::EndpointPolicy;
+use fanfare_fuzz::endpoint::{EndpointPolicy, Policy};
 use fanfare_fuzz::endpoint_policy;
-use fanfare_fuzz::protocol::keys::{decode, decode_exactly, decode_point};
 use fanfare_fuzz::limits::ENDPOINT_MAX;
 use fanfare_fuzz::message::Origin;
+use fanfare_fuzz::protocol::keys::{decode, decode_exactly, decode_point};
 use libfuzzer_sys::fuzz_target;
 
 static POLICIES: LazyLock<[EndpointPolicy; 2]> = LazyLock::new(|| [Policy::Known, Policy::Public].map(endpoint_policy));

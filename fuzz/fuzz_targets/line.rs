@@ -5,15 +5,15 @@
 
 use std::sync::LazyLock;
 
-use fanfare_fuzz::protocol::json::{Value, read_line, write_compact};
 use fanfare_fuzz::ingest::line::{Rules, parse, parse_by_tree};
-use fanfare_fuzz::protocol::reply::write_problem;
-use fanfare_fuzz::protocol::request::{Of, Payload, Request, Subscriptions, To};
 use fanfare_fuzz::limits::{
     ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, FALLBACK_MAX, LEASE_MAX, NAME_MAX, NAMES_MAX, PAYLOAD_MAX, RECEIPT_CHARS,
     USER_AGENT_MAX,
 };
 use fanfare_fuzz::message::{Attributes, Name, Segment};
+use fanfare_fuzz::protocol::json::{Value, read_line, write_compact};
+use fanfare_fuzz::protocol::reply::write_problem;
+use fanfare_fuzz::protocol::request::{Of, Payload, Request, Subscriptions, To};
 use fanfare_fuzz::{NOW, rules};
 use libfuzzer_sys::fuzz_target;
 

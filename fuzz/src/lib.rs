@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{AllowedHost, Messages, Policy};
-use endpoint::EndpointPolicy;
+use config::Messages;
+use endpoint::{AllowedHost, EndpointPolicy, Policy};
 use ingest::line::Rules;
 use message::{Service, UnixMillis};
 

@@ -4,7 +4,6 @@
 //! JSON lines; whatever fails says what to do about it, and ends with one of the exit codes of [`crate::exit`].
 
 pub mod arguments;
-pub mod backup;
 pub mod connection;
 pub mod dev;
 pub mod export;
@@ -21,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use self::arguments::{Command, Switch};
+use self::arguments::{Backup, Command, Switch};
 use self::connection::Connection;
 use self::output::Output;
 use crate::exit::{Exit, Failure};
@@ -32,8 +31,11 @@ pub const SOCKET: &str = "/run/fanfare/fanfare.sock";
 /// Where its store lies unless it is told otherwise.
 const DATA_DIR: &str = "/var/lib/fanfare";
 
-/// Runs one client command against the daemon at `socket`. `data_dir` finds out where its store lies, for the one that must know.
-pub fn run(socket: &Path, data_dir: &dyn Fn() -> Result<PathBuf, Failure>, json: bool, command: &Command) -> Result<(), Failure> {
+/// The command `backup`, which must know the daemon's data directory too.
+pub type BackupCommand<'a> = &'a dyn Fn(&Path, &mut Output, &Backup) -> Result<(), Failure>;
+
+/// Runs one client command against the daemon at `socket`; `backup` is the command of that name.
+pub fn run(socket: &Path, backup: BackupCommand<'_>, json: bool, command: &Command) -> Result<(), Failure> {
     let mut output = Output::new(json);
     let output = &mut output;
     match command {
@@ -72,7 +74,7 @@ pub fn run(socket: &Path, data_dir: &dyn Fn() -> Result<PathBuf, Failure>, json:
         Command::Erase(arguments) => ask(socket, output, &arguments.request().into()),
         Command::Import(arguments) => import::import(socket, output, arguments),
         Command::Export(arguments) => export::export(socket, output, arguments),
-        Command::Backup(arguments) => backup::backup(socket, data_dir, output, arguments),
+        Command::Backup(arguments) => backup(socket, output, arguments),
         Command::Ping => ask(socket, output, &json!({"op": "ping"})),
         Command::VapidPublicKey(arguments) => ask(socket, output, &arguments.request()),
         Command::Drain(arguments) => ask(socket, output, &json!({"op": "drain", "on": arguments.switch == Switch::On})),

@@ -10,10 +10,9 @@ use url::Url;
 
 use super::read::{LONG, MANY, Read, Section};
 use super::{
-    AllowedHost, App, Config, Deliver, Encrypt, Endpoints, Events, Ingest, Messages, Metrics, Policy, Presence, Registry, Retry,
-    Socket, Store,
+    App, Config, Deliver, Encrypt, Endpoints, Events, Ingest, Messages, Metrics, Presence, Registry, Retry, Socket, Store,
 };
-use crate::endpoint::is_public_name;
+use crate::endpoint::{AllowedHost, Policy, is_public_name};
 use crate::limits::{CONNECTION_BYTES, NAME_MAX, PAYLOAD_MAX};
 use crate::message::Ending;
 use crate::protocol::request::EventType;

@@ -23,6 +23,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use self::file::doubts;
+use crate::endpoint::{AllowedHost, Policy};
 use crate::protocol::request::EventType;
 
 /// Everything `fanfare.toml` and the environment say, checked (DESIGN 5).
@@ -168,23 +169,6 @@ pub struct Endpoints {
     pub policy: Policy,
     pub allow_hosts: Vec<AllowedHost>,
     pub allow_networks: Vec<IpNet>,
-}
-
-/// `endpoints.policy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// The known push services and `allow_hosts`.
-    Known,
-    /// Any public host.
-    Public,
-}
-
-/// An entry of `endpoints.allow_hosts`: that host and its subdomains; with a port only that port, else any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowedHost {
-    /// Lower case, no trailing dot; an IPv6 address without brackets.
-    pub host: String,
-    pub port: Option<u16>,
 }
 
 /// Why there is no [`Config`].

@@ -13,11 +13,12 @@ use crate::message::{Service, UnixMillis};
 use crate::metrics;
 use crate::origin::table::Table;
 use crate::protocol::time::{format_time, parse_time};
+use crate::services::Origins;
 use crate::store::commit::Apps;
 use crate::store::key::{self as keys, DueKey};
 use crate::store::live::{lanes_of, lock};
 use crate::store::writer;
-use crate::store::{Origins, Store, family, record};
+use crate::store::{Store, family, record};
 use crate::vapid::token::{Expiry, Tokens};
 
 /// What `origins` shows.

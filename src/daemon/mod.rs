@@ -32,7 +32,7 @@ use self::levels::{Levels, Shown};
 use crate::clock;
 use crate::config::Config;
 use crate::deliver::{self, Pool};
-use crate::descriptors::Descriptors;
+use crate::descriptors::{self, Descriptors};
 use crate::encrypt::payload::{Agreement, Sealer};
 use crate::encrypt::warm::Warm;
 use crate::encrypt::{Shared, Worker};
@@ -50,13 +50,18 @@ use crate::protocol::request::Target;
 use crate::protocol::time::format_time;
 use crate::receipt::Receipts;
 use crate::schedule::{Queues, Schedule};
+use crate::scrape;
+use crate::services::Origins;
 use crate::store::commit::{Op, Writes};
 use crate::store::sweep::{self, Sweep};
 use crate::store::turns::{self, turns};
 use crate::store::writer::{self, News, Settle, Writer};
-use crate::store::{OpenError, Origins, Store, WriteError};
+use crate::store::{self, OpenError, Store, WriteError};
 use crate::vapid::key::{KeyFileError, SigningKey};
 use crate::vapid::token::{AppKeys, Tokens};
+
+// Neither the page of metrics nor the store's spare files may eat up the descriptors that are nobody's share.
+const _: () = assert!(scrape::CONNECTIONS + store::SPARE_FILES < descriptors::RESERVE / 2);
 
 /// A store that was not written for so long starts with every message paused.
 const STALE_MILLIS: u64 = 24 * 60 * 60 * 1_000;
@@ -295,11 +300,12 @@ impl Daemon {
         let (high, high_out) = bounded(threads * 2);
         let (normal, normal_out) = bounded(threads * 2);
         let warm = Arc::new(Warm::new(config.encrypt.warm_memory << 20));
+        let to_pool = pool.clone();
         let shared = Arc::new(Shared {
             store: store.clone(),
             origins: origins.clone(),
             tokens: tokens.clone(),
-            pool: pool.clone(),
+            post: move |sealed| to_pool.post(sealed),
             settles: settles.clone(),
             wake: wake.clone(),
             high: high_out,

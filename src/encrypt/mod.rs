@@ -17,7 +17,6 @@ use base64::Engine;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock;
-use crate::deliver::Pool;
 use crate::encrypt::batch::Agreed;
 use crate::encrypt::fill::Filler;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
@@ -25,7 +24,7 @@ use crate::encrypt::warm::Warm;
 use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMillis};
 use crate::metrics;
 use crate::origin::table::{Admit, Table};
-use crate::outcome::verdict::reason;
+use crate::protocol::reason;
 use crate::receipt::Receipts;
 use crate::store::live::{self, Holder};
 use crate::store::run::{Loaded, Run, load, unread};
@@ -36,12 +35,12 @@ use crate::vapid::token::{Authorization, Tokens};
 /// Deliveries that are sealed together; also how often a worker looks for an urgent run.
 const SLICE: usize = 8;
 
-/// What all workers share.
-pub struct Shared {
+/// What all workers share. `Post` takes a slice of sealed deliveries to the push services.
+pub struct Shared<Post> {
     pub store: Arc<Store>,
     pub origins: Arc<Table>,
     pub tokens: Arc<Tokens>,
-    pub pool: Pool,
+    pub post: Post,
     pub settles: Sender<Settle>,
     /// Rung when a run was taken, or left places unused: the scheduler may have another.
     pub wake: Sender<()>,
@@ -55,8 +54,8 @@ pub struct Shared {
 }
 
 /// One worker thread.
-pub struct Worker {
-    shared: Arc<Shared>,
+pub struct Worker<Post> {
+    shared: Arc<Shared<Post>>,
     sealer: Sealer,
     filler: Filler,
     bodies: Vec<Result<Body, SealError>>,
@@ -66,9 +65,9 @@ pub struct Worker {
     progress: Box<dyn Fn() + Send>,
 }
 
-impl Worker {
+impl<Post: Fn(Vec<Sealed>)> Worker<Post> {
     /// A worker with its own sealer.
-    pub fn new(shared: Arc<Shared>, sealer: Sealer, progress: impl Fn() + Send + 'static) -> Worker {
+    pub fn new(shared: Arc<Shared<Post>>, sealer: Sealer, progress: impl Fn() + Send + 'static) -> Worker<Post> {
         let (filler, bodies, ahead) = (Filler::default(), Vec::with_capacity(SLICE), Vec::with_capacity(SLICE));
         Worker { shared, sealer, filler, bodies, ahead, progress: Box::new(progress) }
     }
@@ -196,7 +195,7 @@ impl Worker {
             }
         }
         metrics::sealed(started.elapsed());
-        shared.pool.post(sealed);
+        (shared.post)(sealed);
     }
 }
 
@@ -207,7 +206,7 @@ struct Ready {
     authorization: Authorization,
 }
 
-impl Shared {
+impl<Post> Shared<Post> {
     /// Whether a claimed delivery is sent now; otherwise what becomes of it.
     fn check(&self, delivery: Box<Delivery>, run: &Run, now: UnixMillis) -> Result<Ready, Box<Settled>> {
         let out = |delivery, what| {
@@ -217,10 +216,10 @@ impl Shared {
         let message = &delivery.message;
         let rules = self.store.rules.load();
         if rules.cancels(message.id, &message.app, message.label.as_ref()) {
-            return out(delivery, end(Ending::Cancelled, "cancelled"));
+            return out(delivery, end(Ending::Cancelled, reason::CANCELLED));
         }
         if rules.erased_by(message.id, &message.app, &delivery.recipient).is_some() {
-            return out(delivery, end(Ending::Cancelled, "erased"));
+            return out(delivery, end(Ending::Cancelled, reason::ERASED));
         }
         if let Some(reason) = delivery.lost {
             return out(delivery, end(Ending::Skipped, reason));
@@ -235,13 +234,13 @@ impl Shared {
         let too_late = if message.ttl_zero { message.expires <= now } else { message.expires.since(now) < 1_000 };
         if too_late {
             if present.is_some() {
-                return out(delivery, end(Ending::Skipped, "present"));
+                return out(delivery, end(Ending::Skipped, reason::PRESENT));
             }
-            let why = if message.ttl_zero { "ttl_zero_patience" } else { reason::DEADLINE };
+            let why = if message.ttl_zero { reason::TTL_ZERO_PATIENCE } else { reason::DEADLINE };
             return out(delivery, end(Ending::Expired, why));
         }
         if delivery.recipient.expiration.is_some_and(|expiration| expiration <= now) {
-            return out(delivery, end(Ending::Gone, "expiration_time"));
+            return out(delivery, end(Ending::Gone, reason::EXPIRATION_TIME));
         }
         if let Some(holder) = rules.holder(message).or(present.map(Holder::Account)) {
             return out(delivery, Settlement::Hold(holder));
@@ -272,12 +271,12 @@ impl Shared {
             Err(Box::new(Settled { delivery, what }))
         };
         let Some(key) = self.key_for(&delivery) else {
-            return done(end(Ending::Refused, "no_such_app"), delivery);
+            return done(end(Ending::Refused, reason::NO_SUCH_APP), delivery);
         };
         let (app, encoding) = (&delivery.message.app, delivery.recipient.encoding);
         match self.tokens.authorization(app, key, &origin, encoding, now) {
             Some(authorization) => Ok(Ready { delivery, origin, authorization }),
-            None => done(end(Ending::Refused, "no_such_app"), delivery),
+            None => done(end(Ending::Refused, reason::NO_SUCH_APP), delivery),
         }
     }
 

@@ -18,9 +18,11 @@ use crate::metrics;
 use crate::origin::health::Heard;
 use crate::origin::table::Table;
 use crate::outcome::backoff::{Bounds, retry_at};
-use crate::outcome::verdict::{Case, concerns_the_operator, last_error, reason, verdict};
+use crate::outcome::verdict::{Case, last_error, verdict};
+use crate::protocol::reason::{self, concerns_the_operator};
+use crate::services::Origins;
+use crate::store::Store;
 use crate::store::writer::{Settle, Settled, Settlement};
-use crate::store::{Origins, Store};
 use crate::vapid::token::Tokens;
 
 /// Answers that are settled in one slice.

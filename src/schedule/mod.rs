@@ -19,12 +19,13 @@ use crate::origin::health::Room;
 use crate::origin::table::Table;
 use crate::schedule::pace::Pace;
 use crate::schedule::ring::Ring;
+use crate::services::Origins;
 use crate::store::key::{self, ChunkKey, DueKey, WorkKey};
 use crate::store::live::{Batch, List, ListKey, lanes_of};
 use crate::store::registry::walk::{Path, Shape};
 use crate::store::run::{Run, Source};
 use crate::store::writer::{Fresh, Latest, News, Settle, first_row_key};
-use crate::store::{Origins, ReadError, Store, family, list_state};
+use crate::store::{ReadError, Store, family, list_state};
 
 /// Deliveries of one run at most.
 pub const RUN_MAX: u16 = 64;

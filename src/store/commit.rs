@@ -15,6 +15,7 @@ use crate::protocol::request::{
     Add, Devices, Erase, EventType, Problem, Read, Rejected, Send, State, Step, Subscribe, Subscriptions, Target, To, Update,
     Whose,
 };
+use crate::services::Services;
 use crate::store::erase::Swept;
 use crate::store::record::{Put, put_message, put_recipient};
 use crate::store::{turns, watch};
@@ -306,7 +307,7 @@ pub struct Preparing<'a> {
     pub ttl0_patience: std::time::Duration,
     /// The key that is given to pages of the app: what a subscription is taken to be made with.
     pub first_key: KeyId,
-    pub services: &'a super::Services,
+    pub services: &'a Services,
     /// The line came by the operator's socket.
     pub operators: bool,
 }

@@ -32,7 +32,7 @@ pub mod turns;
 pub mod watch;
 pub mod writer;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -54,6 +54,7 @@ use crate::config;
 use crate::ids::{Ids, Since};
 use crate::message::{Origin, Service, UnixMillis};
 use crate::printable;
+use crate::services::Services;
 use crate::store::erase::Erasures;
 use crate::store::live::{Batches, Lists, Rules, lock};
 use crate::store::presence::Presence;
@@ -314,60 +315,6 @@ pub struct Store {
     walked: std::sync::atomic::AtomicUsize,
 }
 
-/// Names and numbers of push services; each service's origins as far as they matter: none, one, or several.
-pub struct Services {
-    names: RwLock<Vec<(Service, Arc<str>)>>,
-    origins: RwLock<HashMap<Service, Origins>>,
-}
-
-/// The origins that a service's committed deliveries go to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origins {
-    /// It closes as a lane.
-    One(Origin),
-    /// Each origin closes by itself.
-    Several,
-}
-
-impl Services {
-    /// The word for a service in the protocol, logs and metrics.
-    pub fn name(&self, service: Service) -> Arc<str> {
-        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.iter().find(|(known, _)| *known == service).map_or_else(|| Arc::from("other"), |(_, name)| name.clone())
-    }
-
-    /// All services that have a number.
-    pub fn all(&self) -> Vec<(Service, Arc<str>)> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The origins met so far.
-    pub fn origins(&self, service: Service) -> Option<Origins> {
-        self.origins.read().unwrap_or_else(PoisonError::into_inner).get(&service).cloned()
-    }
-
-    /// Whether the origin is known to be this service's.
-    pub fn knows(&self, service: Service, origin: &str) -> bool {
-        match self.origins.read().unwrap_or_else(PoisonError::into_inner).get(&service) {
-            None => false,
-            Some(Origins::One(known)) => *known.0 == *origin,
-            Some(Origins::Several) => true,
-        }
-    }
-
-    fn learn(&self, service: Service, origin: Origin) {
-        let mut origins = self.origins.write().unwrap_or_else(PoisonError::into_inner);
-        origins
-            .entry(service)
-            .and_modify(|known| {
-                if *known != Origins::One(origin.clone()) {
-                    *known = Origins::Several;
-                }
-            })
-            .or_insert(Origins::One(origin));
-    }
-}
-
 /// The database for the time of some reads. Dropped before anything that waits.
 pub struct Reader<'a>(RwLockReadGuard<'a, Option<Db>>);
 
@@ -548,7 +495,7 @@ impl Store {
             presence: Mutex::new(Presence::new(0)),
             erasures: Erasures::default(),
             gates: Gates::new(settings.checkpoint_interval),
-            services: Services { names: RwLock::default(), origins: RwLock::default() },
+            services: Services::default(),
             id: [0; 8],
             ids: Ids::new(&[0; 32], Since::default()),
             secret: [0; 32],
@@ -633,7 +580,7 @@ impl Store {
                     names.push((next, Arc::from(name.as_str())));
                 }
             }
-            *self.services.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+            self.services.name_all(names);
             reader
                 .scan(family::META, b"origin/", b"origin0", |key, _| {
                     if let (Some(number), Some(Ok(origin))) = (key.get(7..9), key.get(9..).map(std::str::from_utf8)) {
@@ -652,8 +599,7 @@ impl Store {
 
     /// The service number of an entry of `endpoints.allow_hosts`.
     pub fn service_of(&self, allowed: &str) -> Option<Service> {
-        let names = self.services.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.iter().find(|(service, name)| **name == *allowed && *service >= Service::FIRST_ALLOWED).map(|(service, _)| *service)
+        self.services.of_allowed(allowed)
     }
 
     /// The database, for the time of some reads.

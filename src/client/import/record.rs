@@ -11,8 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-use crate::config::Policy;
-use crate::endpoint::{EndpointPolicy, EndpointProblem};
+use crate::endpoint::{EndpointPolicy, EndpointProblem, Policy};
 use crate::limits::{
     ACCOUNT_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, NAME_MAX, NAMES_MAX, REFERENCE_MAX, SUBSCRIPTION_NAME_MAX,
 };

@@ -26,6 +26,7 @@ use crate::encrypt::batch::Agreed;
 use crate::encrypt::payload::{Agreement, Pair, wiping_stack};
 use crate::encrypt::warm::plan::{Plan, Turn};
 use crate::message::{Delivery, Recipient, UnixMillis};
+use crate::metrics::WarmUsage;
 use crate::store::Store;
 use crate::store::live::{ListKey, lock};
 
@@ -71,17 +72,6 @@ struct Held {
     bytes: AtomicUsize,
     bound: AtomicUsize,
     secrets: AtomicUsize,
-}
-
-/// What there is, and what it was good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    pub bytes: usize,
-    pub secrets: usize,
-    pub pairs: usize,
-    /// Since the start.
-    pub secrets_used: u64,
-    pub pairs_used: u64,
 }
 
 /// The secrets of one list.
@@ -132,8 +122,8 @@ impl Warm {
     }
 
     /// What there is.
-    pub fn usage(&self) -> Usage {
-        Usage {
+    pub fn usage(&self) -> WarmUsage {
+        WarmUsage {
             bytes: self.held.bytes.load(Ordering::Relaxed),
             secrets: self.held.secrets.load(Ordering::Relaxed),
             pairs: lock(&self.pairs).len(),

@@ -9,8 +9,8 @@ pub use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
 use super::{Rules, parse};
-use crate::config::{self, Policy};
-use crate::endpoint::EndpointPolicy;
+use crate::config;
+use crate::endpoint::{EndpointPolicy, Policy};
 use crate::message::{Attributes, KeyId, Name, Recipient, UnixMillis};
 pub use crate::message::{Service, SubscriptionId};
 pub use crate::protocol::request::Code;

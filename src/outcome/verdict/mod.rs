@@ -15,18 +15,16 @@
 //! What condemns the origin is no attempt of the delivery (DESIGN 2.2): it is returned to its lane as it was. The exception are
 //! deliveries with TTL 0, for which any post that left is the one attempt (promise 3).
 
-pub mod reason;
 #[cfg(test)]
 mod tests;
 mod told;
-
-pub use self::reason::{REASONS, concerns_the_operator};
 
 use http::{HeaderMap, StatusCode};
 
 use self::told::{Told, WnsStatus, wns_status};
 use super::retry_after::{continue_after, retry_after};
 use crate::message::{Answer, Answered, Blame, ConnectFailure, Ending, Loss, Service, UnixMillis, Verdict};
+use crate::protocol::reason;
 
 /// One delivery's answer, with all that its meaning depends on.
 #[derive(Clone, Copy, Debug)]

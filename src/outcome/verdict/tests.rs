@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::retry_after::RETRY_AFTER_MAX_MILLIS;
 use super::*;
+use crate::protocol::reason::REASONS;
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 const ALLOWED: Service = Service::FIRST_ALLOWED;

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::limits::DISABLED_ACCOUNTS_MAX;
 use crate::message::{AccountHash, Delivery, Name, Recipient, Registered, Segment, Service, SubscriptionId, SubscriptionKey};
+use crate::protocol::reason;
 use crate::store::commit::Apps;
 use crate::store::live::lock;
 use crate::store::registry::row::{App, Detail, Kind, Posting, Subscription, View};
@@ -212,11 +213,11 @@ impl Store {
         let Some(registered) = delivery.recipient.registered.filter(|_| delivery.recipient.is_unread()) else { return Ok(()) };
         let row = self.reader()?.value(family::SUBSCRIPTION, row::subscription_key(registered.key))?;
         match row {
-            None => delivery.lost = Some("removed"),
+            None => delivery.lost = Some(reason::REMOVED),
             Some(row) => {
                 if self.resolve_from(delivery, &registered, &row).is_err() {
                     self.corrupt(family::SUBSCRIPTION);
-                    delivery.lost = Some("removed");
+                    delivery.lost = Some(reason::REMOVED);
                 }
             }
         }
@@ -229,11 +230,11 @@ impl Store {
         delivery.account = view.account().map(|(_, name)| Arc::from(name));
         let account = view.account().map(|(hash, _)| hash);
         delivery.lost = match () {
-            () if self.registry.app(&message.app) != Some(view.app()) => Some("removed"),
-            () if registered.account.is_some() && registered.account != account => Some("moved"),
-            () if view.gone() => Some("removed"),
-            () if !self.reachable(&view) => Some("disabled"),
-            () if message.scope.as_ref().is_some_and(|scope| !view.accepts(scope)) => Some("scope"),
+            () if self.registry.app(&message.app) != Some(view.app()) => Some(reason::REMOVED),
+            () if registered.account.is_some() && registered.account != account => Some(reason::MOVED),
+            () if view.gone() => Some(reason::REMOVED),
+            () if !self.reachable(&view) => Some(reason::DISABLED),
+            () if message.scope.as_ref().is_some_and(|scope| !view.accepts(scope)) => Some(reason::SCOPE),
             () => None,
         };
         let attributes = message.template.then(|| Arc::new(view.attributes()));

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::message::{BatchId, Delivery, DeliveryId, Lane};
+use crate::protocol::reason;
 use crate::store::key::{self, DueKey, WorkKey};
 use crate::store::live::{Holder, RuleSet};
 use crate::store::record;
@@ -89,7 +90,7 @@ impl Sweep {
                         judge(delivery);
                     }
                 }
-                for (found, reason) in [(erased, "erased"), (cancelled, "cancelled")] {
+                for (found, reason) in [(erased, reason::ERASED), (cancelled, reason::CANCELLED)] {
                     if !found.is_empty() {
                         self.send(Settle::Cancelled(found, reason));
                     }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::message::{BatchId, Delivery, Ending, Lane, UnixMillis};
+use crate::protocol::reason;
 use crate::store::key::{self, DueKey, Waiting, WorkKey};
 use crate::store::load::DueClaim;
 use crate::store::record;
@@ -181,6 +182,6 @@ fn due_hint(row: &[u8], value: &[u8], until: UnixMillis) -> Result<Hint, record:
 }
 
 fn expired(delivery: Box<Delivery>) -> Settled {
-    let reason = if delivery.message.ttl_zero { "ttl_zero_patience" } else { "deadline" };
+    let reason = if delivery.message.ttl_zero { reason::TTL_ZERO_PATIENCE } else { reason::DEADLINE };
     Settled { delivery, what: Settlement::Ended { ending: Ending::Expired, reason, status: None, key: None } }
 }

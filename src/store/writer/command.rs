@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::message::{AccountHash, Delivery, DeliveryId, Ending, MessageId, SubscriptionId, UnixMillis};
+use crate::protocol::reason;
 use crate::protocol::request::{Code, Target};
 use crate::store::commit::{Apps, Done};
 use crate::store::key::{self, DueKey};
@@ -12,7 +13,6 @@ use crate::store::record::{self, Head};
 use crate::store::writer::Writer;
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{holder_prefix, holder_row, rule_key, rule_row};
-use crate::store::writer::settle::ERASED;
 use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, family, list_state};
 
@@ -23,9 +23,9 @@ impl Writer {
         for (delivery, id) in std::mem::take(&mut group.superseded) {
             // A cancelled label's sweep may not have come there yet, but the status has told of it.
             let pursuit = if self.is_cancelled(id) {
-                Pursuit { id, ending: Ending::Cancelled, reason: "cancelled" }
+                Pursuit { id, ending: Ending::Cancelled, reason: reason::CANCELLED }
             } else {
-                Pursuit { id, ending: Ending::Skipped, reason: "superseded" }
+                Pursuit { id, ending: Ending::Skipped, reason: reason::SUPERSEDED }
             };
             if let Caught::Busy | Caught::Nowhere = self.catch(delivery, &pursuit, group.now) {
                 self.pursued.insert(delivery, pursuit);
@@ -142,7 +142,7 @@ impl Writer {
             app: &app,
             service: Some(service),
             status: None,
-            reason: Some(if erased { ERASED } else { reason }),
+            reason: Some(if erased { reason::ERASED } else { reason }),
             count: None,
         });
     }
@@ -188,7 +188,7 @@ impl Writer {
         if let Target::Message(id) = target {
             match self.find_message(id, apps)? {
                 Found::Ended => {}
-                Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, "cancelled"),
+                Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, reason::CANCELLED),
                 Found::Single(head) => self.cancel_single(&head, group)?,
             }
             // What was held for it is let go, and found to have ended.
@@ -204,7 +204,7 @@ impl Writer {
         }
         for holder in holders {
             for (key, list) in self.lists_of(&holder) {
-                self.end_list(key, &list, Ending::Cancelled, "cancelled");
+                self.end_list(key, &list, Ending::Cancelled, reason::CANCELLED);
             }
             self.sweep_until_here(holder, group);
         }
@@ -286,7 +286,7 @@ impl Writer {
     pub(super) fn cancel_single(&mut self, head: &Head, group: &mut Group) -> Result<(), Failure> {
         let mut busy = false;
         for recipient in &head.recipients {
-            let pursuit = Pursuit { id: head.id, ending: Ending::Cancelled, reason: "cancelled" };
+            let pursuit = Pursuit { id: head.id, ending: Ending::Cancelled, reason: reason::CANCELLED };
             let Some(batch) = self.store.find_batch(recipient.id.batch)? else { continue };
             if batch.end_if_free(recipient.id.index, Ending::Cancelled) {
                 self.checkpoint.change(&batch);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::message::{Ending, MessageId, Reference, Service, SubscriptionId, UnixMillis};
+use crate::protocol::reason;
 use crate::protocol::request::EventType;
 use crate::store::Store;
 use crate::store::record::Put;
-use crate::store::writer::settle::ERASED;
 
 /// What an event tells of.
 #[derive(Clone, Copy)]
@@ -62,7 +62,7 @@ const ROW_BYTES: usize = if cfg!(test) { 1_024 } else { 64 << 10 };
 impl Events {
     pub(super) fn push(&mut self, event: &Event<'_>, store: &Store) {
         let erased = Event { subscription: None, reference: None, account: None, ..*event };
-        let event = if event.reason == Some(ERASED) { &erased } else { event };
+        let event = if event.reason == Some(reason::ERASED) { &erased } else { event };
         // Rows are few.
         let last = self.0.iter().rposition(|of| *of.app == *event.app);
         let place = last.filter(|last| self.0[*last].lines.len() < ROW_BYTES).unwrap_or_else(|| {

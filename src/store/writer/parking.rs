@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::message::{AccountHash, DeliveryId, Ending, MessageId, SubscriptionId, SubscriptionKey, UnixMillis};
+use crate::protocol::reason;
 use crate::protocol::request::{Code, Read, Whose};
 use crate::store::commit::{Apps, Done, topic_key};
 use crate::store::key::{self, ChunkKey};
@@ -108,7 +109,7 @@ impl Writer {
     }
 
     fn withdraw(&mut self, delivery: DeliveryId, id: MessageId, now: UnixMillis) -> u64 {
-        let pursuit = Pursuit { id, ending: Ending::Cancelled, reason: "read" };
+        let pursuit = Pursuit { id, ending: Ending::Cancelled, reason: reason::READ };
         match self.catch(delivery, &pursuit, now) {
             Caught::Ended => 1,
             Caught::EndedBefore => 0,

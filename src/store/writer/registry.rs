@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::message::{
     Account, AccountHash, KeyId, MessageId, Name, Recipient, Registered, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
+use crate::protocol::reason;
 use crate::protocol::request::{Code, Erase, EventType, Problem, Rejected, Subscribe, Update, Whose};
 use crate::store::commit::{Addressed, Apps, Done, NewSubscription, Resolved};
 use crate::store::erase::{Erasure, Swept};
@@ -605,7 +606,7 @@ impl Writer {
             let mut new = old.clone();
             new.subscription.gone = true;
             new.detail.gone_at = Some(group.now);
-            new.detail.reason = Some("expiration_time".into());
+            new.detail.reason = Some(reason::EXPIRATION_TIME.into());
             self.put_stored(key, Some(&old), Some(&new), group)?;
             // A checkpoint that found no space is built once more.
             if !self.checkpoint.expired.insert(key) {
@@ -625,7 +626,7 @@ impl Writer {
                 app: &app,
                 service: Some(key.service),
                 status: None,
-                reason: Some("expiration_time"),
+                reason: Some(reason::EXPIRATION_TIME),
                 count: None,
             });
         } else if let Some(time) = look_time(&old, self.settings.undo) {

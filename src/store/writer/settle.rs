@@ -8,6 +8,7 @@ use crossbeam_channel::TryRecvError;
 use crate::clock;
 use crate::limits::CHECKPOINT_OUTCOMES;
 use crate::message::{Delivery, Ending, KeyId, Recipient, Registered, Service, SubscriptionId, UnixMillis};
+use crate::protocol::reason;
 use crate::store::key::{self, DueKey};
 use crate::store::live::{Batch, Holder, List, ListKey, lock};
 use crate::store::record::{self, Counts};
@@ -170,7 +171,7 @@ impl Writer {
                     app: &delivery.message.app,
                     service: Some(service),
                     status,
-                    reason: Some(if erased { ERASED } else { reason }),
+                    reason: Some(if erased { reason::ERASED } else { reason }),
                     count: None,
                 });
             }
@@ -467,10 +468,7 @@ impl Writer {
     }
 }
 
-/// The reason of what ends because its recipient is erased: the event does not say whose.
-pub(super) const ERASED: &str = "erased";
-
 /// Why all of a message ended so.
 pub(super) fn over_reason(ending: Ending) -> &'static str {
-    if ending == Ending::Expired { "deadline" } else { "cancelled" }
+    if ending == Ending::Expired { reason::DEADLINE } else { reason::CANCELLED }
 }

@@ -1,4 +1,5 @@
-//! The words that a verdict gives as its reason: labels of metrics, `reason` of events. Bounded, and stable once published.
+//! The words that say why a delivery ended, is tried again or went back to its lane: labels of metrics, `reason` of events. Bounded,
+//! and stable once published.
 
 /// 2xx.
 pub const ACCEPTED: &str = "accepted";
@@ -81,7 +82,32 @@ pub const TTL_ZERO_ONE_ATTEMPT: &str = "ttl_zero_one_attempt";
 /// The daemon stops.
 pub const STOPPED: &str = "stopped";
 
-/// Each word, and whether it is marked A in PUSH-SERVICES 3.6: ours to mend, not the browser's.
+/// TTL 0: the delivery found no free place at its push service in time.
+pub const TTL_ZERO_PATIENCE: &str = "ttl_zero_patience";
+/// `cancel`, or the end of a list that was cancelled.
+pub const CANCELLED: &str = "cancelled";
+/// A newer message of the same topic took its place.
+pub const SUPERSEDED: &str = "superseded";
+/// `mark_read`: the account has read it elsewhere.
+pub const READ: &str = "read";
+/// The recipient was erased. The event does not say whose it was.
+pub const ERASED: &str = "erased";
+/// The subscription's own expiration time has passed.
+pub const EXPIRATION_TIME: &str = "expiration_time";
+/// The message's app is not configured any more, or has no key.
+pub const NO_SUCH_APP: &str = "no_such_app";
+/// `when: offline`, and the account was online until the deadline.
+pub const PRESENT: &str = "present";
+/// The subscription is not in the registry any more.
+pub const REMOVED: &str = "removed";
+/// The subscription belongs to another account now.
+pub const MOVED: &str = "moved";
+/// The subscription or its account is switched off.
+pub const DISABLED: &str = "disabled";
+/// The subscription does not accept the message's scope.
+pub const SCOPE: &str = "scope";
+
+/// Each word of a verdict, and whether it is marked A in PUSH-SERVICES 3.6: ours to mend, not the browser's.
 const WORDS: &[(&str, bool)] = &[
     (ACCEPTED, false),
     (NOT_FOUND, false),
@@ -125,12 +151,28 @@ const WORDS: &[(&str, bool)] = &[
     (STOPPED, false),
 ];
 
-/// Every word that [`verdict`](super::verdict) can give, to register metrics and to check stored events against.
-pub const REASONS: [&str; WORDS.len()] = {
-    let mut words = [""; WORDS.len()];
+/// The words that no answer of a push service leads to.
+const OWN_WORDS: [&str; 12] = [
+    TTL_ZERO_PATIENCE,
+    CANCELLED,
+    SUPERSEDED,
+    READ,
+    ERASED,
+    EXPIRATION_TIME,
+    NO_SUCH_APP,
+    PRESENT,
+    REMOVED,
+    MOVED,
+    DISABLED,
+    SCOPE,
+];
+
+/// Every reason there is.
+pub const REASONS: [&str; WORDS.len() + OWN_WORDS.len()] = {
+    let mut words = [""; WORDS.len() + OWN_WORDS.len()];
     let mut n = 0;
     while n < words.len() {
-        words[n] = WORDS[n].0;
+        words[n] = if n < WORDS.len() { WORDS[n].0 } else { OWN_WORDS[n - WORDS.len()] };
         n += 1;
     }
     words
