@@ -44,7 +44,7 @@
 //! Each arrow is one call or one channel.
 //!
 //! 1. `ingest/mod.rs` reads a line -> `ingest/line/` parses and checks it; what passed cannot fail later for its form.
-//! 2. -> `store/commit.rs` lays out its rows -> `store/writer/take.rs` numbers it and commits it with everything else that waited, in
+//! 2. -> `store/commit.rs` lays out its rows -> `store/writer/accept.rs` numbers it and commits it with everything else that waited, in
 //!    one synced batch -> `ingest/answer/mod.rs` answers.
 //! 3. The writer's news, or the next look at the lane, brings its row to `schedule/mod.rs`, which hands out a run: a row, from
 //!    where, how many at most. It never sees a body. Of a campaign it opens a stretch of serials (`store/registry/walk.rs`).

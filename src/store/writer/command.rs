@@ -11,9 +11,9 @@ use crate::store::key::{self, DueKey};
 use crate::store::live::{Holder, List, ListKey, Upto};
 use crate::store::record::{self, Head};
 use crate::store::writer::Writer;
+use crate::store::writer::accept::{Failure, Group};
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{holder_prefix, holder_row, rule_key, rule_row};
-use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, family, list_state};
 
 impl Writer {

@@ -8,24 +8,24 @@
 //! When a write finds no space, what was to be committed is answered `read_only`, what was settled stays in memory and is
 //! written after the store has been reopened; any other error ends the process.
 //!
-//! - `take`: committing; `command`: `cancel`, `pause`, `resume`, topics.
+//! - `accept`: taking lines into a group; `command`: `cancel`, `pause`, `resume`, topics.
 //! - `registry`: subscriptions and accounts, over an `overlay` of the group's own changes; `campaign`: beginning and walking;
-//!   `parking`: presence, `mark_read`, fallbacks.
+//!   `presence`: presence, `mark_read`, fallbacks.
 //! - `settle`: settling; `write`: the synced batch, and a disk without space.
 //! - `news`: what the scheduler is told.
 //! - `rows`, `stats`, `event`: what is written, as bytes.
 
+mod accept;
 mod campaign;
 mod command;
 mod event;
 mod news;
 mod overlay;
-mod parking;
+mod presence;
 mod registry;
 mod rows;
 mod settle;
 mod stats;
-mod take;
 mod write;
 
 pub use self::command::Lifted;
@@ -60,7 +60,7 @@ use crate::store::watch::Watch;
 use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
 use crate::store::writer::event::Events;
-use crate::store::writer::parking::load_presence;
+use crate::store::writer::presence::load_presence;
 use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{holder_from, load_erasures, load_lists, load_rules};
 use crate::store::writer::settle::over_reason;

@@ -19,9 +19,9 @@ use crate::store::record::Put;
 use crate::store::registry::account_hash;
 use crate::store::registry::row::{self, App, Detail, Kind, Posting, Subscription};
 use crate::store::writer::Writer;
+use crate::store::writer::accept::{Failure, Group};
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{erasure_key, erasure_row};
-use crate::store::writer::take::{Failure, Group};
 use crate::store::{ReadError, Store, family, number};
 
 /// `seen` is written once a day.

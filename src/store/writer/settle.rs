@@ -13,12 +13,12 @@ use crate::store::key::{self, DueKey};
 use crate::store::live::{Batch, Holder, List, ListKey, lock};
 use crate::store::record::{self, Counts};
 use crate::store::watch;
+use crate::store::writer::accept::Group;
 use crate::store::writer::command::Pursuit;
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{held_key, holder_row, rule_key, rule_row};
 use crate::store::writer::stats::StatsKey;
-use crate::store::writer::take::Group;
 use crate::store::writer::{Settle, Settled, Settlement, Writer};
 use crate::store::{family, list_state};
 

@@ -17,9 +17,9 @@ use crate::store::live::{Batch, Holder, ListKey, MOVED, lock};
 use crate::store::load::{MessageRow, message_key};
 use crate::store::record::{self, Put};
 use crate::store::shares::Shares;
+use crate::store::writer::accept::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
 use crate::store::writer::rows::{first_row_key, list_counts_row, load_erasures};
-use crate::store::writer::take::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::{Writer, campaign};
 use crate::store::{LastCommit, ReadError, WriteError, family, list_state, log, number};
 

@@ -1,4 +1,4 @@
-//! Committing: lines are numbered, looked up and put into the group that the next write makes durable.
+//! Accepting: lines are numbered, looked up and put into the group that the next write makes durable.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -14,10 +14,10 @@ use crate::store::presence::Presence;
 use crate::store::record;
 use crate::store::registry::account_hash;
 use crate::store::registry::row::{self, Fallback};
+use crate::store::writer::accept::{Failure, Group};
 use crate::store::writer::command::{Caught, Found, Pursuit};
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{holder_row, read_topic, rule_key};
-use crate::store::writer::take::{Failure, Group};
 use crate::store::writer::{Decided, Writer};
 use crate::store::{ReadError, Store, family};
 
