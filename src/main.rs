@@ -1,4 +1,4 @@
-//! Flags, configuration, start, exit code: what each command does stands in `daemon`, `setup` and `client`.
+//! Flags, configuration, start, exit code: what each command does stands in `daemon`, `setup`, `client` and `backup`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
