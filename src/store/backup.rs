@@ -31,7 +31,10 @@ use rocksdb::{ColumnFamilyDescriptor, InfoLogger, LogLevel, Options};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Db, FORMAT, OpenError, Store, WriteError, classify, family, make_private, take_lock};
+use super::database::{Db, classify};
+use super::family::FORMAT;
+use super::open::{make_private, take_lock};
+use super::{OpenError, Store, WriteError, family};
 use crate::clock;
 use crate::limits::BACKUP_NAME_MAX;
 use crate::message::{Encoding, KeyId, Name, Reference, UnixMillis};

@@ -46,6 +46,11 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Locks the state of a list: see [`lock`].
+pub fn list_state(list: &List) -> MutexGuard<'_, ListState> {
+    lock(&list.state)
+}
+
 /// The outcome bytes of one row, with who is busy with which delivery.
 pub struct Batch {
     pub id: BatchId,

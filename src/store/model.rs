@@ -19,7 +19,8 @@ use crate::protocol::request::{Payload, Send, Step, Subscriptions, Target, To};
 use crate::store::commit::{Done, Op, prepare_add, prepare_send};
 use crate::store::harness::{self, HOSTS, How, Model, Setup};
 use crate::store::log::EventFilter;
-use crate::store::{Rows, encode_since, family};
+use crate::store::open::encode_since;
+use crate::store::{Rows, family};
 
 /// How a message gets its recipients.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -21,9 +21,11 @@ use rocksdb::DBRawIteratorWithThreadMode;
 
 pub use self::filter::EventFilter;
 use self::filter::written;
+use crate::store::database::Db;
 use crate::store::live::lock;
 use crate::store::record::{Corrupt, VERSION};
-use crate::store::{Db, ReadError, Reader, Rows, Store, family, number};
+use crate::store::rows::number;
+use crate::store::{ReadError, Reader, Rows, Store, family};
 
 /// Begins the keys of rows of one app. Numbers of events are below 2^56: the keys of 0.1 begin with 0.
 const OF_APP: u8 = 1;

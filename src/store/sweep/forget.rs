@@ -12,9 +12,10 @@ use crate::message::{BatchId, UnixMillis};
 use crate::store::live::{Holder, ListKey, ending};
 use crate::store::log::{Dropped, Excess};
 use crate::store::record::{self, Take};
+use crate::store::rows::number;
 use crate::store::sweep::{Puts, Ranges, Sweep, just_behind};
 use crate::store::writer::{Lifted, Settle, read_list, read_rule};
-use crate::store::{ReadError, Reader, family, key, list_state, number};
+use crate::store::{ReadError, Reader, family, key, list_state};
 
 /// Cancellations are kept as long as what they cancelled can be in flight or be tried again.
 const RULE_MILLIS: u64 = 36 * 86_400_000;

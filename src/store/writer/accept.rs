@@ -447,7 +447,7 @@ impl Writer {
             if let (Some(Holder::Account(who)), Some(free)) = (&holder, online.and_then(|who| presence.free_at(who, group.now))) {
                 // With the presence that it waits for: after a crash somebody must let it go.
                 let until = free.0.saturating_sub(self.settings.grace);
-                group.registry.put(family::INDEX, presence_key(*who), crate::store::number(until));
+                group.registry.put(family::INDEX, presence_key(*who), crate::store::rows::number(until));
             }
             let earliest = group.due.entry(lane).or_insert(time);
             *earliest = (*earliest).min(time);

@@ -52,6 +52,7 @@ use crate::protocol::request::EventType;
 use crate::store::commit::Apps;
 use crate::store::key::{DueKey, Waiting};
 use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};
+use crate::store::open::LastCommit;
 use crate::store::record::{self, Take};
 use crate::store::registry::row::Fallback;
 use crate::store::shares::Shares;
@@ -65,7 +66,7 @@ use crate::store::writer::registry::Verdict;
 use crate::store::writer::rows::{holder_from, load_erasures, load_lists, load_rules};
 use crate::store::writer::settle::over_reason;
 use crate::store::writer::stats::Stats;
-use crate::store::{LastCommit, ReadError, Store, WriteError, family, list_state};
+use crate::store::{ReadError, Store, WriteError, family, list_state};
 
 /// What became of a delivery.
 pub struct Settled {

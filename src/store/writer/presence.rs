@@ -61,7 +61,7 @@ impl Writer {
             (freed, changed)
         };
         for (who, until) in changed {
-            let value = until.map(|until| crate::store::number(until.0));
+            let value = until.map(|until| crate::store::rows::number(until.0));
             self.checkpoint.touch();
             self.checkpoint.rows.push((family::INDEX, row::presence_key(who), value));
         }

@@ -18,11 +18,12 @@ use crate::store::live::{Holder, ListKey, subscription_hash};
 use crate::store::record::Put;
 use crate::store::registry::account_hash;
 use crate::store::registry::row::{self, App, Detail, Kind, Posting, Subscription};
+use crate::store::rows::number;
 use crate::store::writer::Writer;
 use crate::store::writer::accept::{Failure, Group};
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{erasure_key, erasure_row};
-use crate::store::{ReadError, Store, family, number};
+use crate::store::{ReadError, Store, family};
 
 /// `seen` is written once a day.
 const SEEN_MILLIS: u64 = 24 * 60 * 60 * 1_000;

@@ -15,13 +15,15 @@ use crate::store::commit::{Done, Op, Writes};
 use crate::store::key::{self, ChunkKey, WorkKey};
 use crate::store::live::{Batch, Holder, ListKey, MOVED, lock};
 use crate::store::load::{MessageRow, message_key};
+use crate::store::open::LastCommit;
 use crate::store::record::{self, Put};
+use crate::store::rows::number;
 use crate::store::shares::Shares;
 use crate::store::writer::accept::{Group, WAITING_PIECE, read_only};
 use crate::store::writer::news::{FRESH_ROWS, Fresh, earliest};
 use crate::store::writer::rows::{first_row_key, list_counts_row, load_erasures};
 use crate::store::writer::{Writer, campaign};
-use crate::store::{LastCommit, ReadError, WriteError, family, list_state, log, number};
+use crate::store::{ReadError, WriteError, family, list_state, log};
 
 static NOT_WRITTEN: Complaint = Complaint::some();
 static WRITABLE: Complaint = Complaint::some();
