@@ -67,7 +67,7 @@
 //! 1. `ingest/mod.rs` reads a line -> `ingest/line/` parses and checks it; what passed cannot fail later for its form.
 //! 2. -> `store/commit.rs` lays out its rows -> `store/writer/accept.rs` numbers it and puts it into a group with all else that waited ->
 //!    `store/writer/write.rs` commits the group in one synced batch -> `ingest/answer/mod.rs` answers.
-//! 3. The writer's news (`store/writer/news.rs`), or the next look at the lane, brings its row to `schedule/mod.rs`, which hands out
+//! 3. The writer's news (`store/writer/news.rs`), or the next look at the lane, brings its row to `schedule/step.rs`, which hands out
 //!    a run (`store/run.rs`): a row, from where, how many at most. It never sees a body. Of a campaign it opens a stretch of serials
 //!    (`store/registry/walk.rs`).
 //! 4. -> `encrypt/mod.rs`: a worker reads the row and claims the places that are still due (`store/run.rs`, `store/load.rs`), fills
