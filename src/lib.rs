@@ -27,7 +27,7 @@
 //! | [`ingest`] | sockets, connections; [`ingest::line`] turns bytes into checked requests, [`endpoint`] judges endpoints |
 //! | [`store`] | the only one that knows RocksDB; [`store::writer`] is the one thread that writes |
 //! | [`schedule`] | which rows are due, lane by lane; [`origin`] keeps each push service's health |
-//! | [`encrypt`] | worker threads; [`encrypt::payload`] is RFC 8188 and 8291, [`vapid`] RFC 8292 |
+//! | [`encrypt`] | worker threads; [`encrypt::payload`] is RFC 8188 and 8291, the crate `p256_batch` its key agreements eight at a time; [`vapid`] RFC 8292 |
 //! | [`deliver`] | a pool of connections for each push service |
 //! | [`outcome`] | [`outcome::verdict`] names the meaning of an answer; then the delivery is settled or waits |
 //!

@@ -4,7 +4,6 @@
 //!
 //! What is claimed leaves a worker in exactly one way: posted, or settled (ended, held back, waiting by itself, or given back).
 
-pub mod batch;
 pub mod fill;
 pub mod payload;
 pub mod warm;
@@ -15,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use crossbeam_channel::{Receiver, Sender};
+use p256_batch::Agreed;
 
 use crate::clock;
-use crate::encrypt::batch::Agreed;
 use crate::encrypt::fill::Filler;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
 use crate::encrypt::warm::Warm;

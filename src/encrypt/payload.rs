@@ -7,7 +7,7 @@
 //! from one slice to the next.
 //!
 //! The elliptic curve work of a slice is done first, for all of it that was not made ahead (`warm`), then the symmetric work one by
-//! one: so that `batch` can compute several key pairs at once.
+//! one: so that `p256_batch` can compute several key pairs at once.
 
 use aes::{LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{aead as aes, agreement, rand};
@@ -18,10 +18,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use http::HeaderValue;
 use p256::elliptic_curve::Generate;
 use p256::elliptic_curve::sec1::ToSec1Point;
+use p256_batch::{Agreed, Batch, LANES};
 use sha2::Sha256;
 use zeroize::{Zeroizing, zeroize_stack};
 
-use crate::encrypt::batch::{Agreed, Batch, LANES};
 use crate::limits::PAYLOAD_MAX;
 use crate::message::{Encoding, Service};
 

@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use p256_batch::Agreed;
 use zeroize::Zeroizing;
 
-use crate::encrypt::batch::Agreed;
 use crate::encrypt::payload::{Agreement, Pair, wiping_stack};
 use crate::encrypt::warm::plan::{Plan, Turn};
 use crate::message::{Delivery, Recipient, UnixMillis};

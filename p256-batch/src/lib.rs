@@ -57,6 +57,7 @@ impl Batch {
 
     /// A new key pair and its secret for each of up to eight uncompressed points; none where it is no point of the curve. The
     /// error is the random number generator's.
+    #[inline]
     pub fn agree(self, theirs: &[&[u8; 65]]) -> Result<[Option<Agreed>; LANES], Unspecified> {
         #[cfg(target_arch = "x86_64")]
         return pass::agree(self, theirs);
