@@ -6,7 +6,7 @@ mod fixture;
 use std::path::Path;
 use std::sync::Arc;
 
-use crossbeam_channel::{Sender, bounded};
+use fanfare::queue::{Sender, bounded};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use fanfare::store::Store;

@@ -11,6 +11,7 @@ use divan::counter::ItemsCount;
 use fanfare::message::{Lane, Origin, Service, UnixMillis, Urgency};
 use fanfare::origin::health::Heard;
 use fanfare::origin::table::Table;
+use fanfare::queue::{self, Bell};
 use fanfare::schedule::{Queues, Schedule};
 use fanfare::store::key::WorkKey;
 use fanfare::store::run::Run;
@@ -58,18 +59,17 @@ struct Played {
     table: Arc<Table>,
     high: Receiver<Run>,
     normal: Receiver<Run>,
-    _writer: Receiver<Settle>,
+    _writer: queue::Receiver<Settle>,
 }
 
 impl Played {
     fn new(store: &Arc<Store>) -> Played {
-        let (wake, _rung) = bounded(1);
         let (high_in, high) = bounded(4);
         let (normal_in, normal) = bounded(4);
-        let (settles, _writer) = bounded(16);
+        let (settles, _writer) = queue::bounded(16);
         let table = Arc::new(Table::new(16, |_| 1_000));
         let queues = Queues { high: high_in, normal: normal_in };
-        let schedule = Schedule::new(store.clone(), Arc::new(News::new(wake)), table.clone(), queues, settles).expect("it reads");
+        let schedule = Schedule::new(store.clone(), Arc::new(News::new(Bell::default())), table.clone(), queues, settles).expect("it reads");
         Played { schedule, table, high, normal, _writer }
     }
 

@@ -38,7 +38,7 @@
 //! - Text: [`template`] makes bodies the recipient's own, [`receipt`] issues and opens the tokens that come back as `feedback`,
 //!   [`ids`] makes opaque what clients see of ids and cursors, [`printable`] stands between text from outside and every terminal and
 //!   log, [`complaint`] keeps the log readable whatever comes from outside.
-//! - The machine: [`clock`] is the only caller of the system clock, [`descriptors`] shares out the process's limit of open files,
+//! - The machine: [`clock`] is the only caller of the system clock, [`descriptors`] shares out the process's limit of open files, [`queue`] carries work from thread to thread,
 //!   [`metrics`] names every metric, [`scrape`] serves them.
 //! - The program: [`config`] is read once into checked values. [`daemon`] makes every channel, thread and task. [`client`] has the
 //!   commands that use the daemon through its socket only, [`setup`] those before its first start, [`backup`] those that also read the
@@ -58,7 +58,7 @@
 //! | 4 | [`client`], [`config`], [`metrics`], [`receipt`] | users of the protocol's words |
 //! | 3 | [`protocol`] | the protocol's words |
 //! | 2 | [`clock`], [`endpoint`], [`exit`], [`ids`], [`scrape`], [`services`], [`template`], [`vapid`] | small things that are whole |
-//! | 1 | [`complaint`], [`descriptors`], [`limits`], [`message`], [`printable`] | use nothing of ours |
+//! | 1 | [`complaint`], [`descriptors`], [`limits`], [`message`], [`printable`], [`queue`] | use nothing of ours |
 //!
 //! # Following one message
 //!
@@ -101,6 +101,7 @@ pub mod origin;
 pub mod outcome;
 pub mod printable;
 pub mod protocol;
+pub mod queue;
 pub mod receipt;
 pub mod schedule;
 pub mod scrape;

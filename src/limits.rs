@@ -14,8 +14,8 @@ pub const CHUNK_RECIPIENTS_MAX: usize = 512;
 pub const PIECE_RECIPIENTS_MAX: usize = 256;
 /// A row of singles is closed when its value has grown to this many bytes.
 pub const PIECE_BYTES: usize = 128 * 1024;
-/// A group commit is closed when its rows have grown to this many bytes.
-pub const COMMIT_BYTES: usize = 8 * 1024 * 1024;
+/// A group commit is closed when its rows have grown to this many bytes: about five milliseconds of writing, for which all others wait.
+pub const COMMIT_BYTES: usize = 1024 * 1024;
 /// Outcomes that a crash may repeat at most (promise 2).
 pub const CHECKPOINT_OUTCOMES: usize = 8_192;
 /// Lines that a connection may have unanswered.

@@ -2,11 +2,11 @@
 //! Counting is done in the loops; what is a level is set by [`level`] and [`plain_level`], which the
 //! daemon calls every second.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 

@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::Receiver;
 use fanfare::clock;
 use fanfare::deliver::{Pool, Roots, Settings};
 use fanfare::message::{
     Answer, Answered, BatchId, ContentType, Delivery, DeliveryId, KeyId, Lane, Message, MessageId, Origin, Sealed, Service,
     UnixMillis, Urgency,
 };
+use fanfare::queue;
 use h2::server::SendResponse;
 use http::{HeaderValue, Response, StatusCode};
 use rustls::ServerConfig;
@@ -47,7 +47,7 @@ pub fn play(messages: u64) {
         extra_roots: Some(roots.path().to_owned()),
         allow_networks: vec!["127.0.0.0/8".parse().expect("a network")],
     };
-    let (answers_in, answers) = crossbeam_channel::unbounded();
+    let (answers_in, answers) = queue::unbounded();
     let pool = Pool::start(settings, runtime.handle().clone(), answers_in).expect("it starts");
     let round = || {
         let mut all: Vec<Sealed> = (0..TOGETHER).map(|index| sealed(&origin, index)).collect();
@@ -68,11 +68,11 @@ pub fn play(messages: u64) {
 }
 
 /// Takes all answers of a round. Asks seldom, so that asking costs nothing.
-async fn answered(answers: &Receiver<Answered>) {
+async fn answered(answers: &queue::Receiver<Answered>) {
     let mut left = TOGETHER;
     while left > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        for answered in answers.try_iter() {
+        for answered in std::iter::from_fn(|| answers.try_recv().ok()) {
             assert!(matches!(answered.answer, Answer::Response { status: StatusCode::CREATED, .. }), "{:?}", answered.answer);
             left -= 1;
         }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fanfare::clock;
 use fanfare::message::{Answer, Answered, Delivery, Origin, Service};
 use fanfare::metrics;
 use fanfare::origin::table::Table;
 use fanfare::outcome::Outcome;
 use fanfare::outcome::backoff::Bounds;
+use fanfare::queue::{Bell, Receiver, Sender, unbounded};
 use fanfare::store::commit::{Done, Writes};
 use fanfare::store::key::WorkKey;
 use fanfare::store::turns::{Turns, turns};
@@ -108,7 +108,6 @@ fn claim(store: &Store) -> Vec<Box<Delivery>> {
 }
 
 fn outcome(store: &Arc<Store>, answers: Receiver<Answered>, settles: Sender<Settle>) -> Outcome {
-    let (wake, _rung) = bounded(1);
     let app = AppKeys { app: Arc::from(APP), subject: Arc::from("mailto:a@example.com"), keys: vec![SigningKey::generate()] };
     Outcome {
         store: store.clone(),
@@ -116,7 +115,7 @@ fn outcome(store: &Arc<Store>, answers: Receiver<Answered>, settles: Sender<Sett
         settles,
         origins: Arc::new(Table::new(16, |_| 1_000)),
         tokens: Arc::new(Tokens::new(vec![app], 16)),
-        wake,
+        wake: Bell::default(),
         retry: Bounds::new(1_000, 3_600_000).expect("good bounds"),
         padding: false,
         stop: Arc::new(AtomicBool::new(false)),

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::bounded;
 use nix::sys::signal::SigSet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +48,7 @@ use crate::outcome::Outcome;
 use crate::outcome::backoff::Bounds;
 use crate::protocol::request::Target;
 use crate::protocol::time::format_time;
+use crate::queue::{self, Bell, Sender};
 use crate::receipt::Receipts;
 use crate::schedule::{Queues, Schedule};
 use crate::scrape;
@@ -145,6 +146,10 @@ pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
     Ok(apps)
 }
 
+/// Turns of tasks on a thread before it looks for sockets that have become ready. A turn takes a tenth of a millisecond (`ingest`), or
+/// some of them where more threads want to run than there are cores; the runtime's own 61 would keep an urgent line waiting for 20 ms.
+const TASKS_BETWEEN_LOOKS: u32 = 8;
+
 /// Runs the daemon until SIGTERM or SIGINT. `reload` reads the configuration again at SIGHUP; its error is a text.
 pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Result<(), ServeError> {
     // Who started us may have blocked signals in itself, which is inherited; SIGTERM must end the daemon whoever started it.
@@ -158,6 +163,7 @@ pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Res
         .worker_threads(cores.max(2))
         // Each reads for one request; what all of them hold of the answers is bounded with their number.
         .max_blocking_threads(cores.max(16) * 4)
+        .event_interval(TASKS_BETWEEN_LOOKS)
         .thread_name("fanfare-sockets")
         .enable_all()
         .build()
@@ -259,10 +265,10 @@ impl Daemon {
             apps.iter().filter_map(|app| Some((app.app.clone(), app.keys.first()?.id()))).collect();
         let tokens = Arc::new(Tokens::new(apps, config.deliver.origins * TOKENS_PER_ORIGIN));
 
-        let (settles, settles_out) = bounded::<Settle>(SETTLES);
+        let (settles, settles_out) = queue::bounded::<Settle>(SETTLES);
         let (commits, commits_out) = turns();
         let (cancelled, cancelled_out) = bounded::<()>(1);
-        let (wake, wake_out) = bounded::<()>(1);
+        let wake = Bell::default();
         let news = Arc::new(News::new(wake.clone()));
         let settings = writer::Settings {
             checkpoint_interval: config.store.checkpoint_interval,
@@ -288,7 +294,7 @@ impl Daemon {
         pause_if_old(&store, config, &commits)?;
 
         // How many wait for an answer is bounded by the windows of `origin::table`.
-        let (answers, answers_out) = unbounded();
+        let (answers, answers_out) = queue::unbounded();
         let settings = deliver::Settings::new(&config.deliver, &config.endpoints, descriptors.pool);
         let pool =
             Pool::start(settings, runtime.handle().clone(), answers).map_err(|error| ServeError::Config(error.to_string()))?;
@@ -330,7 +336,7 @@ impl Daemon {
             settles: settles.clone(),
             origins: origins.clone(),
             tokens: tokens.clone(),
-            wake,
+            wake: wake.clone(),
             retry,
             padding: config.encrypt.padding > 0,
             stop: stop_outcome.clone(),
@@ -343,7 +349,7 @@ impl Daemon {
         let schedule =
             Schedule::new(store.clone(), news, origins.clone(), Queues { high, normal }, settles.clone()).map_err(closed)?;
         let (beat, stopped) = (beats.beat("schedule"), stop.clone());
-        workers.push(spawn("schedule", move || run_schedule(schedule, &wake_out, &stopped, beat))?);
+        workers.push(spawn("schedule", move || run_schedule(schedule, &wake, &stopped, beat))?);
 
         let sweep = Sweep::new(
             store.clone(),
@@ -565,7 +571,7 @@ fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'stati
         .map_err(|error| ServeError::Io(format!("no thread: {error}")))
 }
 
-fn run_schedule(mut schedule: Schedule, wake: &Receiver<()>, stop: &AtomicBool, progress: impl Fn()) {
+fn run_schedule(mut schedule: Schedule, wake: &Bell, stop: &AtomicBool, progress: impl Fn()) {
     while !stop.load(Ordering::Relaxed) {
         progress();
         let now = clock::now();
@@ -574,7 +580,7 @@ fn run_schedule(mut schedule: Schedule, wake: &Receiver<()>, stop: &AtomicBool, 
             None => Duration::from_millis(500),
         };
         // Woken or not, the next step finds out what there is to do.
-        let _woken = wake.recv_timeout(patience);
+        let _woken = queue::listen(&[wake], patience);
     }
 }
 

@@ -41,7 +41,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use ipnet::IpNet;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -54,6 +53,7 @@ use self::connection::Limits;
 use self::origin::{Destination, NotTaken, Phase, Plan, STREAMS_ASSUMED};
 use self::parcel::Parcel;
 use crate::message::{Answer, Answered, ConnectFailure, Origin, Sealed, UnixMillis};
+use crate::queue::Sender;
 
 /// How long connections that were told to give up may take to do so.
 const GIVING_UP: Duration = Duration::from_secs(2);

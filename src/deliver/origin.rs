@@ -506,7 +506,7 @@ mod tests {
 
     struct Desk {
         destination: Destination,
-        answers: crossbeam_channel::Sender<Answered>,
+        answers: crate::queue::Sender<Answered>,
         now: Instant,
         next: usize,
     }
@@ -515,7 +515,7 @@ mod tests {
         fn new(connections_max: usize) -> Desk {
             let now = Instant::now();
             let destination = Destination::new(Origin("https://push.example".into()), connections_max, now).unwrap();
-            Desk { destination, answers: crossbeam_channel::unbounded().0, now, next: 0 }
+            Desk { destination, answers: crate::queue::unbounded().0, now, next: 0 }
         }
 
         fn post(&mut self, urgency: Urgency, count: usize) -> Plan {

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
 
 use crate::message::{Answer, Answered, Loss, Rank, Sealed};
+use crate::queue::Sender;
 
 /// The duty cannot be lost: a parcel that is dropped unanswered (a task that panics, a runtime that shuts down) answers
 /// [`Answer::Stopped`] if it never left, else [`Loss::Closed`].

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use p256_batch::Agreed;
 
 use crate::clock;
@@ -24,6 +24,7 @@ use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMilli
 use crate::metrics;
 use crate::origin::table::{Admit, Table};
 use crate::protocol::reason;
+use crate::queue::{Bell, Sender};
 use crate::receipt::Receipts;
 use crate::store::live::{self, Holder};
 use crate::store::run::{Loaded, Run, load, unread};
@@ -42,7 +43,7 @@ pub struct Shared<Post> {
     pub post: Post,
     pub settles: Sender<Settle>,
     /// Rung when a run was taken, or left places unused: the scheduler may have another.
-    pub wake: Sender<()>,
+    pub wake: Bell,
     pub high: Receiver<Run>,
     pub normal: Receiver<Run>,
     /// `encrypt.padding`.
@@ -93,8 +94,7 @@ impl<Post: Fn(Vec<Sealed>)> Worker<Post> {
                 }
             };
             patience = warm::QUIET;
-            // A full bell has rung already.
-            let _rung = shared.wake.try_send(());
+            shared.wake.ring();
             self.work(run);
         }
     }
@@ -144,13 +144,13 @@ impl<Post: Fn(Vec<Sealed>)> Worker<Post> {
             while run.lane.urgency.rank() == Rank::Normal
                 && let Ok(urgent) = shared.high.try_recv()
             {
-                let _rung = shared.wake.try_send(());
+                shared.wake.ring();
                 self.work(urgent);
             }
         }
         if absent > 0 || !settled.is_empty() {
             // Their places at the origin are free, and no answer will tell.
-            let _rung = shared.wake.try_send(());
+            shared.wake.ring();
         }
         if !settled.is_empty() {
             // The writer ends after the workers.

@@ -58,8 +58,9 @@ pub const QUEUE_LINES: usize = 65_536;
 /// Lines and bytes that are handed over together.
 const SLICE_LINES: usize = 1_024;
 const SLICE_BYTES: usize = 512 * 1024;
-/// Lines that a connection reads before others have their turn.
-const TURN_LINES: usize = 64;
+/// Lines and bytes that a connection reads before others have their turn: about a tenth of a millisecond.
+const TURN_LINES: usize = 16;
+const TURN_BYTES: usize = 16 * 1024;
 /// Memory of a line that waits, beside its bytes: what it was parsed to, laid out for the store, and its answer's place.
 const LINE_BYTES: usize = 1_536;
 /// Memory that is reserved at once for lines to come.
@@ -71,8 +72,9 @@ const KNOWN_PEERS: usize = 1_024;
 pub const WALKS: usize = 2;
 /// Requests of one socket that collect an answer over several turns: each holds what it has found.
 pub const COLLECTING: usize = 4;
-/// Requests that may read a few rows at the same time, each on a thread.
-pub const READS: usize = 8;
+/// Requests that may read a few rows at the same time, each on a thread. More would take the processor from the threads that messages
+/// go through, which are as many as there are cores.
+pub const READS: usize = 2;
 
 const _: () = assert!(SLICE_LINES <= CONNECTION_LINES && SLICE_LINES <= QUEUE_LINES);
 const _: () = assert!(SLICE_BYTES * 2 <= CONNECTION_BYTES);
@@ -288,7 +290,7 @@ impl Reader {
         let mut unread = Unread::new(&socket.shares, line_limit);
         // Of a line that is too long, or has no memory, the rest is skipped.
         let mut skipping = false;
-        let mut lines = 0usize;
+        let (mut lines, mut bytes) = (0, 0);
         loop {
             match unread.more(&mut read).await {
                 More::Bytes => {}
@@ -308,6 +310,7 @@ impl Reader {
                 }
             }
             while let Some(line) = unread.next_line() {
+                (lines, bytes) = (lines + 1, bytes + line.len());
                 if std::mem::take(&mut skipping) {
                     continue;
                 }
@@ -319,8 +322,8 @@ impl Reader {
                 if self.slice.ops.len() >= SLICE_LINES || self.slice.bytes >= SLICE_BYTES {
                     self.hand_over().await;
                 }
-                lines += 1;
-                if lines.is_multiple_of(TURN_LINES) {
+                if lines >= TURN_LINES || bytes >= TURN_BYTES {
+                    (lines, bytes) = (0, 0);
                     // Connections take turns on the threads that read them all.
                     tokio::task::yield_now().await;
                 }

@@ -4,8 +4,9 @@
 //! Promise: whatever was counted as sent comes back exactly once, by [`Table::answered`] or [`Table::unsent`]; both are called where
 //! a delivery leaves the pipeline.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
+
+use foldhash::HashMap;
 
 use crate::complaint::Complaint;
 use crate::message::{Origin, Rank, Service, UnixMillis};

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::clock;
 use crate::message::{Answer, Answered, Blame, Ending, UnixMillis, Verdict};
@@ -20,6 +19,7 @@ use crate::origin::table::Table;
 use crate::outcome::backoff::{Bounds, retry_at};
 use crate::outcome::verdict::{Case, last_error, verdict};
 use crate::protocol::reason::{self, concerns_the_operator};
+use crate::queue::{Bell, Receiver, RecvTimeoutError, Sender};
 use crate::services::Origins;
 use crate::store::Store;
 use crate::store::writer::{Settle, Settled, Settlement};
@@ -39,7 +39,7 @@ pub struct Outcome {
     pub origins: Arc<Table>,
     pub tokens: Arc<Tokens>,
     /// Rung when places have become free.
-    pub wake: Sender<()>,
+    pub wake: Bell,
     pub retry: Bounds,
     /// Whether padding is configured.
     pub padding: bool,
@@ -93,9 +93,9 @@ impl Outcome {
                 settled.push(self.settle(answered, now));
             }
             let full = settled.len() == SLICE;
-            // The writer ends after this thread; a full bell has rung already.
+            // The writer ends after this thread.
             let _ended = self.settles.send(Settle::Slice(settled));
-            let _rung = self.wake.try_send(());
+            self.wake.ring();
             if !full {
                 std::thread::sleep(PAUSE);
             }

@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use crate::message::{Lane, Rank, Service, UnixMillis, Urgency};
 use crate::origin::health::Room;
 use crate::origin::table::Table;
+use crate::queue;
 use crate::schedule::lane::LaneState;
 use crate::schedule::list::ListRun;
 use crate::services::Origins;
@@ -43,7 +44,7 @@ pub struct Schedule {
     news: Arc<News>,
     origins: Arc<Table>,
     queues: Queues,
-    pub(super) settles: Sender<Settle>,
+    pub(super) settles: queue::Sender<Settle>,
     services: Vec<Service>,
     pub(super) lanes: HashMap<Lane, LaneState>,
     pub(super) lists: HashMap<ListKey, ListRun>,
@@ -64,7 +65,7 @@ impl Schedule {
         news: Arc<News>,
         origins: Arc<Table>,
         queues: Queues,
-        settles: Sender<Settle>,
+        settles: queue::Sender<Settle>,
     ) -> Result<Schedule, ReadError> {
         let services: Vec<Service> = store.services.all().into_iter().map(|(service, _)| service).collect();
         let mut lanes = HashMap::new();

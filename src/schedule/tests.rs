@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded};
 
 use crate::message::{BatchId, Lane, Origin, Service, UnixMillis, Urgency};
 use crate::origin::health::Heard;
@@ -47,13 +47,12 @@ fn played(rows: &[(Urgency, u64, u16)]) -> Played {
     store.write(put).expect("written");
     drop(store);
     let store = Arc::new(Store::open(directory.path(), &testing::settings(), &[HOST.to_owned()]).expect("it opens"));
-    let (wake, _rung) = bounded(1);
     let (high_in, high) = bounded(64);
     let (normal_in, normal) = bounded(64);
-    let (settles, _writer) = unbounded();
+    let (settles, _writer) = crate::queue::unbounded();
     let table = Arc::new(Table::new(16, |_| 1_000));
     let queues = Queues { high: high_in, normal: normal_in };
-    let schedule = Schedule::new(store, Arc::new(News::new(wake)), table.clone(), queues, settles).expect("it reads");
+    let schedule = Schedule::new(store, Arc::new(News::new(crate::queue::Bell::default())), table.clone(), queues, settles).expect("it reads");
     Played { schedule, service, origin, table, high, normal, _directory: directory }
 }
 

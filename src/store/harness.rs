@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -29,6 +29,7 @@ use crate::message::{
 use crate::origin::health::Heard;
 use crate::origin::table::{Admit, Table};
 use crate::protocol::request::EventType;
+use crate::queue::{self, Bell, Sender};
 use crate::schedule::{Queues, Schedule};
 
 /// Hosts with a service each.
@@ -112,10 +113,9 @@ pub enum How {
 impl Running {
     fn start(directory: &Path, apps: &Apps, setup: Setup) -> Running {
         let store = Arc::new(Store::open(directory, &testing::settings(), &HOSTS.map(str::to_owned)).expect("it opens"));
-        let (wake, _rung) = bounded(1);
-        let news = Arc::new(News::new(wake));
+        let news = Arc::new(News::new(Bell::default()));
         let (commits, commits_out) = turns();
-        let (settles, settles_out) = unbounded();
+        let (settles, settles_out) = queue::unbounded();
         let (cancelled, cancellations) = bounded(1);
         let settings = Settings {
             // Checkpoints are written when the test says so, or when they are forced.

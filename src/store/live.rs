@@ -255,7 +255,8 @@ impl Drop for FreshShare {
 /// The batches in memory. A batch is there while anybody holds it, is busy in it, or has changed it since the last
 /// checkpoint; otherwise [`Batches::evict`] forgets it, for its row on disk says the same.
 pub struct Batches {
-    map: Mutex<HashMap<BatchId, Arc<Batch>>>,
+    /// Numbers of our own are the keys here and in the maps of the hot path: a quick hash is enough.
+    map: Mutex<foldhash::HashMap<BatchId, Arc<Batch>>>,
     /// Counts calls of `evict`: bytes that were read before one and are inserted after it may be out of date.
     evictions: AtomicUsize,
     fresh_used: Arc<AtomicUsize>,
@@ -596,7 +597,7 @@ impl List {
 
 /// The open lists.
 #[derive(Default)]
-pub struct Lists(Mutex<HashMap<ListKey, Arc<List>>>);
+pub struct Lists(Mutex<foldhash::HashMap<ListKey, Arc<List>>>);
 
 impl Lists {
     pub fn get(&self, key: ListKey) -> Option<Arc<List>> {

@@ -164,7 +164,7 @@ fn numbered((number, name): (usize, Arc<str>)) -> (Service, Arc<str>) {
 }
 
 /// Makes the data directory, or closes it to everybody else: what lies in it tells endpoints and keys of browsers.
-fn make_private(data_dir: &Path) -> std::io::Result<()> {
+pub(super) fn make_private(data_dir: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
     let directory = fs::File::open(data_dir)?;
     let mode = directory.metadata()?.mode() & 0o777;
@@ -185,7 +185,7 @@ fn make_private(data_dir: &Path) -> std::io::Result<()> {
 
 /// Takes the lock on the directory and writes our pid into it, so that a second instance can name us. A link of that name is not
 /// followed: root takes it, too, in a directory that is another's.
-fn take_lock(data_dir: &Path) -> Result<Flock<fs::File>, OpenError> {
+pub(super) fn take_lock(data_dir: &Path) -> Result<Flock<fs::File>, OpenError> {
     let path = data_dir.join("lock");
     let directory = |error| OpenError::Directory { path: path.clone(), error };
     let mut options = fs::File::options();

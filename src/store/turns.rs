@@ -7,9 +7,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-
 use crate::message::Rank;
+use crate::queue::Bell;
 use crate::store::commit::Writes;
 use crate::store::live::lock;
 
@@ -29,20 +28,20 @@ pub struct From {
 #[derive(Clone)]
 pub struct Turns {
     waiting: Arc<Mutex<Waiting>>,
-    bell: Sender<()>,
+    bell: Bell,
 }
 
 /// The writer's end. When it is dropped, what waits is dropped with it, and so is all that comes later.
 pub struct Commits {
     waiting: Arc<Mutex<Waiting>>,
-    rung: Receiver<()>,
+    bell: Bell,
 }
 
 /// A queue that holds nothing.
 pub fn turns() -> (Turns, Commits) {
-    let (bell, rung) = bounded(1);
+    let bell = Bell::default();
     let waiting = Arc::new(Mutex::new(Waiting::default()));
-    (Turns { waiting: waiting.clone(), bell }, Commits { waiting, rung })
+    (Turns { waiting: waiting.clone(), bell: bell.clone() }, Commits { waiting, bell })
 }
 
 #[derive(Default)]
@@ -132,8 +131,7 @@ impl Turns {
             waiting.rings[ring].push(from);
         }
         drop(waiting);
-        // A full bell has rung already.
-        let _rung = self.bell.try_send(());
+        self.bell.ring();
         Ok(())
     }
 }
@@ -163,16 +161,14 @@ impl Commits {
         lock(&self.waiting).slices.is_empty()
     }
 
-    /// Ready when slices came since [`Commits::hear`].
-    pub fn bell(&self) -> &Receiver<()> {
-        &self.rung
-    }
-
     /// What rang is heard: called before looking at what waits.
     pub fn hear(&self) {
-        match self.rung.try_recv() {
-            Ok(()) | Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
-        }
+        let _looks_anyway = self.bell.hear();
+    }
+
+    /// Rung when a slice has come.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
     }
 }
 

@@ -8,7 +8,6 @@
 //! The table is bounded for each app: what was not used since its token was made is dropped instead of renewed, and where an app's
 //! share is full, what it has not used for the longest time is dropped. No app's tokens make room for another's.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +16,7 @@ use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use foldhash::HashMap;
 use http::HeaderValue;
 use serde::Serialize;
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::Receiver;
 use http::HeaderValue;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -108,7 +107,7 @@ impl Certificates {
 /// A listening push service and a pool that trusts it.
 pub(super) struct Stage {
     pub(super) pool: Pool,
-    pub(super) answers: Receiver<Answered>,
+    pub(super) answers: Arc<crate::queue::Receiver<Answered>>,
     pub(super) origin: String,
     pub(super) listener: Arc<TcpListener>,
     acceptor: TlsAcceptor,
@@ -150,10 +149,10 @@ impl Stage {
         change(&mut settings, &mut limits);
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let origin = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
-        let (sender, answers) = crossbeam_channel::unbounded();
+        let (sender, answers) = crate::queue::unbounded();
         let pool = Pool::start_with(settings, limits, Handle::current(), sender).unwrap();
         let acceptor = certificates.acceptor(alpn);
-        Stage { pool, answers, origin, listener, acceptor, posted: 0, certificates }
+        Stage { pool, answers: Arc::new(answers), origin, listener, acceptor, posted: 0, certificates }
     }
 
     pub(super) fn post(&mut self, count: usize) {
@@ -205,7 +204,7 @@ impl Stage {
         let answers = self.answers.clone();
         let read = move || {
             let deadline = Instant::now() + Duration::from_secs(20);
-            (0..count).map_while(|_| answers.recv_deadline(deadline).ok()).collect::<Vec<Answered>>()
+            (0..count).map_while(|_| answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()).collect::<Vec<Answered>>()
         };
         let answers = tokio::task::spawn_blocking(read).await.unwrap();
         assert_eq!(answers.len(), count, "each post is answered: {:?}", self.pool.status());

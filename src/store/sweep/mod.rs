@@ -26,11 +26,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use self::blank::Blanking;
 use crate::clock;
 use crate::message::{Delivery, Lane};
+use crate::queue::Sender;
 use crate::store::commit::Apps;
 use crate::store::key::WorkKey;
 use crate::store::live::lanes_of;

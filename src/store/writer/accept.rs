@@ -658,12 +658,12 @@ fn addressed_in(chunks: &[Chunk], key: ListKey, urgency: Urgency) -> Vec<(Subscr
 pub(super) const WAITING_PIECE: u16 = 0x8000;
 
 /// How long lines are taken into one group: what an urgent line of another socket waits for, twice at most.
-const GROUP_TIME: Duration = Duration::from_millis(10);
+const GROUP_TIME: Duration = Duration::from_millis(5);
 /// Singles between two looks at the clock.
 const LOOK_EVERY: u32 = 32;
 
 /// Recipients of singles in one group commit, at most; well below the 65,536 that places allow.
-pub(super) const COMMIT_RECIPIENTS: usize = 16_384;
+pub(super) const COMMIT_RECIPIENTS: usize = 4_096;
 
 /// A group commit under construction.
 pub(super) struct Group {

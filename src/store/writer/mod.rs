@@ -40,7 +40,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 
 use crate::clock;
 use crate::limits::{CHECKPOINT_OUTCOMES, RULES_MAX, WATCHES_MAX};
@@ -49,6 +49,7 @@ use crate::message::{
 };
 use crate::metrics;
 use crate::protocol::request::EventType;
+use crate::queue::{self, Receiver};
 use crate::store::commit::Apps;
 use crate::store::key::{DueKey, Waiting};
 use crate::store::live::{Batch, Holder, List, ListKey, Upto, lock};
@@ -234,8 +235,8 @@ type Change = (&'static str, Vec<u8>, Option<Vec<u8>>);
 /// What the next checkpoint writes.
 #[derive(Default)]
 struct Checkpoint {
-    batches: HashMap<BatchId, Arc<Batch>>,
-    lists: HashMap<ListKey, Arc<List>>,
+    batches: foldhash::HashMap<BatchId, Arc<Batch>>,
+    lists: foldhash::HashMap<ListKey, Arc<List>>,
     due: BTreeMap<DueKey, Option<Vec<u8>>>,
     held: BTreeMap<Vec<u8>, bool>,
     expiry: BTreeMap<Vec<u8>, bool>,
@@ -419,21 +420,23 @@ impl Writer {
         };
         let freed = lock(&self.store.presence).next().map(|time| Duration::from_millis(time.since(clock::now()).max(1)));
         let patience = freed.map_or(patience, |freed| patience.min(freed));
-        // Only readiness is waited for: `settle_all` and `collect` take what is there.
-        let mut select = crossbeam_channel::Select::new();
         let pause = SETTLE_PAUSE.saturating_sub(self.last_turn.elapsed());
-        if !pause.is_zero() && self.full.is_none() && self.settles.len() < SETTLES_WAITING {
-            select.recv(self.commits.bell());
-            if select.ready_timeout(pause.min(patience)).is_ok() {
-                return;
-            }
-            select = crossbeam_channel::Select::new();
+        if !pause.is_zero()
+            && self.full.is_none()
+            && self.settles.len() < SETTLES_WAITING
+            && queue::listen(&[self.commits.bell()], pause.min(patience))
+        {
+            return;
         }
-        select.recv(&self.settles);
-        if self.full.is_none() {
-            select.recv(self.commits.bell());
+        if !self.settles.is_empty() {
+            return;
         }
-        let _timeout = select.ready_timeout(patience.min(Duration::from_millis(500)));
+        // Woken or not, the next turn finds out what there is to do.
+        let patience = patience.min(Duration::from_millis(500));
+        let _rung = match self.full {
+            None => queue::listen(&[self.settles.bell(), self.commits.bell()], patience),
+            Some(_) => queue::listen(&[self.settles.bell()], patience),
+        };
     }
 
     fn checkpoint_due(&self) -> bool {

@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
 
 use crate::message::{BatchId, Lane, Service, UnixMillis};
+use crate::queue::Bell;
 use crate::store::key::WorkKey;
 use crate::store::live::{Batch, ListKey};
 
@@ -14,7 +14,7 @@ use crate::store::live::{Batch, ListKey};
 /// entry a lane or list.
 pub struct News {
     pub(super) state: std::sync::Mutex<Latest>,
-    pub(super) wake: Sender<()>,
+    pub(super) wake: Bell,
 }
 
 /// All that is new since the scheduler looked last.
@@ -50,7 +50,7 @@ pub(super) const FRESH_ROWS: usize = 1_024;
 
 impl News {
     /// Nothing is new. `wake` is rung when something is.
-    pub fn new(wake: Sender<()>) -> News {
+    pub fn new(wake: Bell) -> News {
         News { state: std::sync::Mutex::default(), wake }
     }
 
@@ -63,8 +63,7 @@ impl News {
 
     pub(super) fn tell(&self, change: impl FnOnce(&mut Latest)) {
         change(&mut crate::store::live::lock(&self.state));
-        // A full bell has rung already.
-        let _rung = self.wake.try_send(());
+        self.wake.ring();
     }
 }
 

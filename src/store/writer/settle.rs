@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use crossbeam_channel::TryRecvError;
+use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::limits::CHECKPOINT_OUTCOMES;
@@ -22,16 +21,16 @@ use crate::store::writer::stats::StatsKey;
 use crate::store::writer::{Settle, Settled, Settlement, Writer};
 use crate::store::{family, list_state};
 
+/// How long a turn settles: lines wait so long for their group.
+const SETTLE_TIME: Duration = if cfg!(test) { Duration::from_secs(60) } else { Duration::from_millis(5) };
+
 impl Writer {
     pub(super) fn settle_all(&mut self) {
-        let mut slices = 0;
-        loop {
-            match self.settles.try_recv() {
-                Ok(settle) => self.settle(settle),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-            slices += 1;
-            if slices >= 256 || self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES {
+        let began = Instant::now();
+        let _looks_anyway = self.settles.bell().hear();
+        while let Ok(settle) = self.settles.try_recv() {
+            self.settle(settle);
+            if began.elapsed() >= SETTLE_TIME || self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES {
                 break;
             }
         }

@@ -65,9 +65,9 @@ impl StatsKey {
 /// ended with checkpoints.
 #[derive(Default)]
 pub(super) struct Stats {
-    pub(super) lines: HashMap<StatsKey, [Counts; 2]>,
-    pub(super) dirty_taken: HashMap<StatsKey, Counts>,
-    pub(super) dirty_ended: HashSet<StatsKey>,
+    pub(super) lines: foldhash::HashMap<StatsKey, [Counts; 2]>,
+    pub(super) dirty_taken: foldhash::HashMap<StatsKey, Counts>,
+    pub(super) dirty_ended: foldhash::HashSet<StatsKey>,
     /// Labels of a day and an app: each app has its own share.
     pub(super) labels: HashMap<(u32, Arc<str>), HashSet<Arc<str>>>,
     /// What has ended last, all of one line, and is not in its line yet: most follow others of their kind.
