@@ -350,7 +350,7 @@ def main():
     flags.add_argument("--quick", action="store_true", help="a tenth of the messages: whether it works, not what it costs")
     how = flags.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="JSON instead of a table")
-    how.add_argument("--markdown", action="store_true", help="the table as the README has it")
+    how.add_argument("--markdown", action="store_true", help="the table as docs/measurements.md has it")
     options = flags.parse_args()
     try:
         rows, machine = measure(options)
