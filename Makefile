@@ -71,10 +71,11 @@ compare: build ## the same work through Fanfare and through other senders
 
 install: ## install into $(PREFIX): programs, units, documentation (after `make build`, as root)
 	@test -x $(RELEASE)/fanfare || { echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/fanfare $(DESTDIR)$(PREFIX)/lib/systemd/system \
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/fanfare/docs $(DESTDIR)$(PREFIX)/lib/systemd/system \
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
 	install -m 755 $(RELEASE)/fanfare $(RELEASE)/fanfare-mock $(DESTDIR)$(PREFIX)/bin/
-	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(wildcard config/fanfare.toml) \
+	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/fanfare/docs/
+	install -m 644 README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE $(wildcard config/fanfare.toml) \
 	    $(DESTDIR)$(PREFIX)/share/doc/fanfare/
 	install -m 644 systemd/fanfare.service systemd/fanfare.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	sed -i 's#/usr/local/#$(PREFIX)/#' $(DESTDIR)$(PREFIX)/lib/systemd/system/fanfare.service \
