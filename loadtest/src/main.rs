@@ -356,7 +356,7 @@ struct Suite {
     /// Where results, plots and page are written.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Some three minutes instead of some ten, and numbers that are less exact.
+    /// Two or three minutes instead of five, and numbers that are less exact.
     #[arg(long)]
     quick: bool,
     /// What the measured source is called, such as its commit.

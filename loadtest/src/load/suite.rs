@@ -133,7 +133,7 @@ fn measure(step: &Step, daemon: Option<&PathBuf>) -> io::Result<Report> {
 fn steps(quick: bool, cores: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut step = |group, title: String, x: f64, command: String| steps.push(Step { group, title, x, command });
-    // `whole` in ten minutes, `short` in three.
+    // `whole` in five minutes, `short` in two or three; on a machine that others use as well in twice the time.
     let size = |whole: u32, short: u32| if quick { short } else { whole };
 
     let (lines, many) = (size(400_000, 80_000), size(200_000, 40_000));
