@@ -1,0 +1,3 @@
+//! The documents of the repository are true and hang together.
+
+mod links;
