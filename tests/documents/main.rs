@@ -1,3 +1,4 @@
-//! The documents of the repository are true and hang together.
+//! The documents of the repository are true and hang together: a page that has fallen behind fails here.
 
 mod links;
+mod protocol;
