@@ -6,9 +6,9 @@ mod fixture;
 use std::path::Path;
 use std::sync::Arc;
 
-use fanfare::queue::{Sender, bounded};
 use divan::Bencher;
 use divan::counter::ItemsCount;
+use fanfare::queue::{Sender, bounded};
 use fanfare::store::Store;
 use fanfare::store::commit::{Op, Writes};
 use fanfare::store::turns::{Turns, turns};

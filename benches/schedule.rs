@@ -69,7 +69,8 @@ impl Played {
         let (settles, _writer) = queue::bounded(16);
         let table = Arc::new(Table::new(16, |_| 1_000));
         let queues = Queues { high: high_in, normal: normal_in };
-        let schedule = Schedule::new(store.clone(), Arc::new(News::new(Bell::default())), table.clone(), queues, settles).expect("it reads");
+        let schedule =
+            Schedule::new(store.clone(), Arc::new(News::new(Bell::default())), table.clone(), queues, settles).expect("it reads");
         Played { schedule, table, high, normal, _writer }
     }
 

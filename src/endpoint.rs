@@ -1,4 +1,4 @@
-//! Which endpoints the daemon takes (DESIGN 7): text -> checked [`Endpoint`] and the service it belongs to.
+//! The endpoints that the daemon takes (docs/design.md 6.1): text -> checked [`Endpoint`] and the service it belongs to.
 //!
 //! Promises: an endpoint that leaves this module is https, without userinfo and fragment, at most 2 KiB, in one canonical
 //! form, and its host is let in by the policy, compared label by label. Where a name leads is not known here: addresses are
@@ -14,7 +14,7 @@ use url::{Host, Url};
 use crate::limits::ENDPOINT_MAX;
 use crate::message::{Endpoint, Service};
 
-/// The push services that everybody may use: they and their subdomains on port 443 (PUSH-SERVICES 3.1 to 3.4).
+/// The push services that everybody may use: they and their subdomains on port 443 (docs/push-services.md 3.1 to 3.4).
 const KNOWN: [(&str, Service); 5] = [
     ("fcm.googleapis.com", Service::FCM),
     ("jmt17.google.com", Service::FCM),
@@ -23,7 +23,7 @@ const KNOWN: [(&str, Service); 5] = [
     ("notify.windows.com", Service::WNS),
 ];
 
-/// The host of the endpoint that Chrome gives to a subscription that will never work again (PUSH-SERVICES 3.5).
+/// The host of the endpoint that Chrome gives to a subscription that will never work again (docs/push-services.md 3.5).
 const REMOVED: &str = "permanently-removed.invalid";
 
 /// Names that lead to no public host: special-use (RFC 6761, 6762, 7686, 8375, 9476), reserved for private use by ICANN

@@ -1,4 +1,4 @@
-//! How a command ends: the exit codes of DESIGN 5, which are those of `sysexits.h`, and the sentence that goes with them.
+//! The end of a command: exit codes, which are those of `sysexits.h`, and the sentence that goes with each.
 //!
 //! systemd decides by these numbers whether a restart can help (`RestartPreventExitStatus=64 77 78` in `fanfare.service`), so a
 //! failure that needs a person must never end with a number that says "try again".

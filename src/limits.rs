@@ -2,7 +2,7 @@
 
 /// Largest plaintext: 4,096 - 86 (RFC 8188 header with a P-256 key id) - 1 (delimiter) - 16 (tag), RFC 8291 section 4.
 pub const PAYLOAD_MAX: usize = 3_993;
-/// Largest endpoint in bytes (DESIGN 7).
+/// Largest endpoint in bytes (docs/design.md 6.1).
 pub const ENDPOINT_MAX: usize = 2_048;
 /// A `send` with more recipients is a list.
 pub const SINGLE_RECIPIENTS_MAX: usize = 64;
@@ -26,7 +26,7 @@ pub const CONNECTION_BYTES: usize = 4 * 1024 * 1024;
 pub const LINE_SECONDS: u64 = 30;
 /// KiB of `ingest.memory_mb` that are taken before something is read for an answer, until the client has taken it.
 pub const ANSWER_KIB: usize = 512;
-/// Bytes of an answer's body that are read (DESIGN 7).
+/// Bytes of an answer's body that are read (docs/design.md 6.3).
 pub const ANSWER_BODY_MAX: usize = 4_096;
 /// Bytes of `label` and `ref` of a message.
 pub const LABEL_MAX: usize = 128;
@@ -38,7 +38,7 @@ pub const IDEMPOTENCY_KEY_MAX: usize = 128;
 pub const REQUEST_ID_MAX: usize = 1_024;
 /// Bytes of `position` and `previous`, as compact JSON: a stream keeps its last one.
 pub const POSITION_MAX: usize = 1_024;
-/// Bytes of an account (DESIGN 4).
+/// Bytes of an account.
 pub const ACCOUNT_MAX: usize = 128;
 /// Bytes of a tag, a scope, or the name of an attribute.
 pub const NAME_MAX: usize = 64;

@@ -35,13 +35,13 @@ pub struct Service(pub u16);
 impl Service {
     /// Any host that the policy `public` lets in and no other entry names.
     pub const OTHER: Service = Service(0);
-    /// Google (PUSH-SERVICES 3.1).
+    /// Google (docs/push-services.md 3.1).
     pub const FCM: Service = Service(1);
-    /// Mozilla autopush (PUSH-SERVICES 3.2).
+    /// Mozilla autopush (docs/push-services.md 3.2).
     pub const MOZILLA: Service = Service(2);
-    /// Apple (PUSH-SERVICES 3.3).
+    /// Apple (docs/push-services.md 3.3).
     pub const APPLE: Service = Service(3);
-    /// Microsoft WNS (PUSH-SERVICES 3.4).
+    /// Microsoft WNS (docs/push-services.md 3.4).
     pub const WNS: Service = Service(4);
     /// The first number given to an entry of `endpoints.allow_hosts`.
     pub const FIRST_ALLOWED: Service = Service(16);
@@ -131,7 +131,7 @@ impl fmt::Debug for MessageId {
     }
 }
 
-/// The base64url of the first 12 bytes of SHA-256(endpoint) names a subscription (DESIGN 3.3).
+/// The base64url of the first 12 bytes of SHA-256(endpoint) names a subscription (docs/design.md 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubscriptionId(pub [u8; 12]);
 
@@ -139,7 +139,7 @@ impl SubscriptionId {
     /// Stands where the id was not needed yet.
     pub const UNKNOWN: SubscriptionId = SubscriptionId([0; 12]);
 
-    /// The id of the subscription with this endpoint (DESIGN 3.3).
+    /// The id of the subscription with this endpoint.
     pub fn of(endpoint: &str) -> SubscriptionId {
         use sha2::{Digest, Sha256};
         let digest = Sha256::digest(endpoint.as_bytes());
@@ -162,7 +162,7 @@ pub type Account = Arc<str>;
 /// The attributes of a subscription, by name: scalars as compact JSON, numbers in one spelling, so that equal values are equal text.
 pub type Attributes = std::collections::BTreeMap<Name, Box<str>>;
 
-/// Which subscriptions a campaign, a list or a count concerns: all members must hold (DESIGN 4). The default is all.
+/// A choice of subscriptions for a campaign, a list or a count: all members must hold. The default is all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// At least one of these tags; empty: any.
@@ -355,7 +355,7 @@ impl fmt::Debug for Recipient {
     }
 }
 
-/// What `Content-Type` tells of the plaintext (PUSH-SERVICES 2.5).
+/// The content type of the plaintext (docs/push-services.md 2.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
     /// No header.
@@ -490,7 +490,7 @@ pub enum ConnectFailure {
     NoSuchHost,
     /// The resolver failed or timed out.
     Resolve,
-    /// All its addresses lie where the daemon may not connect (DESIGN 7).
+    /// The daemon may not connect to any of the host's addresses (docs/design.md 6.1).
     Forbidden,
     Refused,
     Timeout,
@@ -565,7 +565,7 @@ pub enum Blame {
     Delivery,
     /// The origin closes; not before `not_before` if the service named a time.
     Origin { not_before: Option<UnixMillis> },
-    /// All origins of the service close (WNS throttling spans hosts, PUSH-SERVICES 3.4).
+    /// All origins of the service close: throttling by WNS spans hosts (docs/push-services.md 3.4).
     Service { not_before: Option<UnixMillis> },
     /// A 5xx, or no answer at all: the origin closes when they are most of the last answers.
     Trouble,

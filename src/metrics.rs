@@ -1,4 +1,4 @@
-//! Every metric: name, labels, meaning (DESIGN 6). Labels are bounded: service, status class, reason, code; never an endpoint.
+//! Every metric: name, labels, meaning. Labels are bounded: service, status class, reason, code; never an endpoint.
 //! Counting is done in the loops; what is a level is set by [`level`] and [`plain_level`], which the
 //! daemon calls every second.
 

@@ -1,4 +1,4 @@
-//! Receipts (DESIGN 4): the token that a recipient's service worker hands back, through the application, as `feedback`.
+//! Receipts (docs/design.md 8.4): the token that a recipient's service worker hands back, through the application, as `feedback`.
 //!
 //! Promises. A receipt names the message and the subscription it was issued for, and only this store can issue one: it ends in a
 //! keyed MAC, checked in constant time. It holds no secret: both ids are those that the application sees, and tell whoever reads

@@ -222,7 +222,8 @@ fn configuration(shipped: &str, subject: &str) -> String {
     text
 }
 
-/// RFC 8292 section 2.1, as strictly as the strictest service takes it: no spaces, no brackets (PUSH-SERVICES 3.3). A bare address
+/// RFC 8292 section 2.1, as strictly as the strictest service takes it: no spaces, no brackets
+/// (docs/push-services.md 3.3). A bare address
 /// gets its `mailto:`.
 fn subject(text: &str) -> Result<String, String> {
     let wrong = "it must be mailto:NAME@DOMAIN or https://…, without spaces or brackets";

@@ -1,4 +1,4 @@
-//! Bodies that differ by recipient (DESIGN 4, Templates): `{{name}}` and `{{name|default}}` inside the JSON string values of a
+//! Bodies that differ by recipient (docs/design.md 8.4): `{{name}}` and `{{name|default}}` inside the JSON string values of a
 //! body are filled from the recipient's attributes, and the recipient's receipt takes its place.
 //!
 //! Promises. What [`check`] let in fills for every recipient: the result is the same JSON but for the texts that were filled, and

@@ -405,7 +405,7 @@ fn number_of(post: &Received) -> u64 {
     payload["n"].as_u64().expect("its number")
 }
 
-/// DESIGN 3.3.
+/// The id of the subscription that got this post (docs/design.md 3.1).
 fn subscription_id(post: &Received) -> String {
     use base64::Engine;
     use sha2::Digest;

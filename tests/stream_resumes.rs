@@ -1,6 +1,6 @@
 //! A stream goes on by its position after a crash of either side, without a gap and without a repeat.
 //!
-//! The worker is the application of DESIGN 3.1: it reads `WHERE id > position` from its own database and adds what it finds. It
+//! The worker plays an application: it reads `WHERE id > position` from its own database and adds the rows that it finds. It
 //! learns the position from a repeated `send` with its idempotency key, from `status`, or from a `conflict`.
 
 use std::collections::BTreeMap;

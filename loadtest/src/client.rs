@@ -1,4 +1,4 @@
-//! A small blocking client of the daemon's socket (DESIGN 3): JSON, one object a line.
+//! A small blocking client of the daemon's socket (docs/protocol.md): JSON, one object a line.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

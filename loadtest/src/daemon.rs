@@ -32,7 +32,7 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of the log that a failure shows.
 const LOG_TAIL: usize = 40;
 
-/// The configuration of a daemon under test: every key of DESIGN 5 can be set, and what is needed to run is set already.
+/// The configuration of a daemon under test: every key can be set, and the keys that it needs to run are set already.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigBuilder {
     /// By dotted name; the values become TOML.

@@ -19,7 +19,7 @@ pub fn status(client: &mut Client, id: impl Serialize) -> Value {
     status
 }
 
-/// Whether the numbers of a status add up (DESIGN 1, promise 4).
+/// Whether the numbers of a status add up (docs/design.md 1.4).
 pub fn adds_up(status: &Value) -> bool {
     let n = |name: &str| status[name].as_u64();
     let all: Option<u64> = ENDED.into_iter().chain(["pending"]).map(n).sum();

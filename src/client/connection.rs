@@ -1,4 +1,4 @@
-//! The client's end of the socket: one JSON object a line, both ways (DESIGN 3).
+//! The client's end of the socket: one JSON object a line, both ways (docs/protocol.md).
 //!
 //! Whatever goes wrong here becomes a [`Failure`] that says what to do: who may use the socket, whether the daemon runs, whether
 //! the same command can succeed later. A reply that carries `"ok":false` is no failure of the connection: it is a [`Refusal`].
@@ -182,7 +182,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Whether the same request can succeed later (DESIGN 3, the table's right column).
+    /// Whether the same request can succeed later (docs/protocol.md).
     pub fn try_again(&self) -> bool {
         matches!(self.code.as_str(), "overloaded" | "read_only" | "shutting_down" | "internal")
     }

@@ -1,4 +1,4 @@
-//! The client commands: each speaks the socket protocol of DESIGN 3 and shows what came of it.
+//! The client commands: each speaks the socket protocol (docs/protocol.md) and shows the result.
 //!
 //! They know nothing of the daemon's inside and need no right but to use its socket. On a terminal they show tables, to a program
 //! JSON lines; whatever fails says what to do about it, and ends with one of the exit codes of [`crate::exit`].

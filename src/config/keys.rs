@@ -144,7 +144,7 @@ impl Section<'_> {
     }
 
     fn messages(&mut self) -> Messages {
-        /// Longer ones are cut by Mozilla and refused by FCM (PUSH-SERVICES 3.1 and 3.2).
+        /// FCM refuses a longer one, and Mozilla cuts it (docs/push-services.md 3.1 and 3.2).
         const FOUR_WEEKS: u64 = 2_419_200;
         let mut section = self.section("messages");
         let ttl_max = section.integer("ttl_max", FOUR_WEEKS, 0..=FOUR_WEEKS);
@@ -291,7 +291,7 @@ impl Section<'_> {
 }
 
 /// RFC 8292 section 2.1, and what Apple makes of it: spaces, angle brackets, a bare address, localhost and names that cannot
-/// be resolved are all answered with BadJwtToken (PUSH-SERVICES 3.3).
+/// be resolved are all answered with BadJwtToken (docs/push-services.md 3.3).
 fn check_subject(subject: &str) -> Result<(), &'static str> {
     const FORM: &str = "must be \"mailto:\" with an address or an \"https:\" URL, by which push services reach you";
     if !subject.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b'"' | b'\\')) {

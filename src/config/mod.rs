@@ -26,7 +26,7 @@ pub use self::file::doubts;
 use crate::endpoint::{AllowedHost, Policy};
 use crate::protocol::request::EventType;
 
-/// Everything `fanfare.toml` and the environment say, checked (DESIGN 5).
+/// The settings of `fanfare.toml` and the environment, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub data_dir: PathBuf,
@@ -163,7 +163,7 @@ pub struct Presence {
     pub grace: Duration,
 }
 
-/// `[endpoints]` (DESIGN 7).
+/// `[endpoints]` (docs/design.md 6.1).
 #[derive(Clone, Debug)]
 pub struct Endpoints {
     pub policy: Policy,

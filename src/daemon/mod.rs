@@ -75,7 +75,7 @@ const STUCK: Duration = Duration::from_secs(15);
 /// Days that `stats` looks back.
 const STATS_DAYS: u32 = 400;
 
-/// Why the daemon does not run (any more), as its exit code says (DESIGN 5).
+/// The reason why the daemon does not run (any more), as its exit code says.
 #[derive(Debug)]
 pub enum ServeError {
     /// 78.
@@ -89,7 +89,7 @@ pub enum ServeError {
 }
 
 impl ServeError {
-    /// The exit code of DESIGN 5.
+    /// The exit code for this reason.
     pub fn exit(&self) -> Exit {
         match self {
             ServeError::Config(_) => Exit::Configuration,

@@ -1,4 +1,4 @@
-//! Which addresses the daemon may connect to (DESIGN 7). Pure.
+//! The addresses that the daemon may connect to (docs/design.md 6.1). Pure.
 //!
 //! A subscription is text from a stranger's browser, so its host may resolve to anything: the check is made on the very
 //! address that is connected to, after resolution, or a name could point to a neighbour of the daemon.

@@ -1,5 +1,5 @@
 //! One connection: name, addresses, TCP (RFC 8305), perhaps a proxy, TLS. It promises that no packet goes to an address that
-//! is not permitted (DESIGN 7), and that every way to fail has a name.
+//! is not permitted (docs/design.md 6.1), and that every way to fail has a name.
 
 use std::collections::VecDeque;
 use std::io;

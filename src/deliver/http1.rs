@@ -1,4 +1,4 @@
-//! HTTP/1.1 on one connection, where ALPN gives no h2 (PUSH-SERVICES 3.4): one request at a time, never pipelined, always
+//! HTTP/1.1 on one connection, where ALPN gives no h2 (docs/push-services.md 3.4): one request at a time, never pipelined, always
 //! with Content-Length.
 
 use std::future::poll_fn;

@@ -359,7 +359,7 @@ impl Http2 {
                     "no answer in time; the connection takes nothing new"
                 );
             }
-            // DESIGN 7: h2 counts late answers to forgotten streams and ends in GOAWAY.
+            // h2 counts late answers to forgotten streams and ends in GOAWAY (docs/design.md 6.2).
             self.retire(false);
         }
 

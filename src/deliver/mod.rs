@@ -11,7 +11,7 @@
 //!   connect serves everything. The pool neither retries nor backs off; its caller does.
 //! - What a peer may send is bounded by what it is asked (`allowance`): whoever floods a connection loses it, and the origin is
 //!   condemned.
-//! - It connects only where it is allowed to (DESIGN 7), follows no redirect, and reads 4 KiB of an answer.
+//! - It connects only to permitted addresses (docs/design.md 6.1), follows no redirect, and reads 4 KiB of an answer.
 //!
 //! ```text
 //! post -> origin.rs (queue of two ranks, the desk) <- pull - http2.rs, http1.rs (a task a connection) -> answers

@@ -411,7 +411,7 @@ impl State {
     }
 
     /// How many more of normal rank may be in flight: a tenth of the origin's streams, at least one where there is more than
-    /// one, is kept for high rank (DESIGN 2.2). Retiring connections count on neither side.
+    /// one, is kept for high rank (docs/design.md 4.3). Retiring connections count on neither side.
     fn normal_allowed(&self) -> usize {
         let (mut total, mut normal) = (0, 0);
         for place in self.places.iter().filter(|place| !place.retiring) {

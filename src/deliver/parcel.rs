@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-
 use crate::message::{Answer, Answered, Loss, Rank, Sealed};
 use crate::queue::Sender;
 

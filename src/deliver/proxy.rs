@@ -1,6 +1,6 @@
 //! A tunnel through an HTTP proxy (RFC 9110 section 9.3.6), where `deliver.proxy` names one. Never one of the environment.
 //!
-//! The proxy resolves the name, so the address check of DESIGN 7 cannot be made here for names: a proxy in use must keep the
+//! The proxy resolves the name, so for names the address check (docs/design.md 6.1) is impossible here: a proxy must keep the
 //! daemon out of where it may not go. The proxy's own address is the operator's word and is not checked.
 
 use std::fmt;

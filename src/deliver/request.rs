@@ -66,7 +66,7 @@ pub(super) fn head(sealed: &Sealed, authority: &Authority, now: UnixMillis) -> R
         fields.insert(CRYPTO_KEY, crypto_key.clone());
     }
     if recipient.service == Service::WNS {
-        // PUSH-SERVICES 3.4: TTL 0 without `no-cache` is answered 400.
+        // TTL 0 without `no-cache` is answered 400 (docs/push-services.md 3.4).
         fields.insert(WNS_CACHE_POLICY, HeaderValue::from_static(if ttl == 0 { "no-cache" } else { "cache" }));
     }
 

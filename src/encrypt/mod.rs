@@ -302,7 +302,7 @@ impl<Post> Shared<Post> {
         Sealed { delivery, origin, authorization: authorization.value, key: authorization.key, topic, aesgcm, body: body.bytes }
     }
 
-    /// The keyed hash that goes out as `Topic`: 32 characters, as Apple decodes it (PUSH-SERVICES 1, fact 7), and the push
+    /// The keyed hash that goes out as `Topic`. Apple decodes it, hence 32 characters (docs/push-services.md 1, fact 7). The push
     /// service does not learn what the application calls its topics (RFC 8030 section 5.4).
     fn topic(&self, app: &str, topic: &str) -> http::HeaderValue {
         let hash = self.store.keyed_hash(format!("topic\0{app}\0{topic}").as_bytes());

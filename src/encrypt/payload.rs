@@ -1,5 +1,5 @@
 //! Payloads become bodies: RFC 8188 and RFC 8291 (`aes128gcm`), and `aesgcm` of draft-ietf-webpush-encryption-04 for the
-//! subscriptions that still ask for it (PUSH-SERVICES 2.4).
+//! subscriptions that still ask for it (docs/push-services.md 2.4).
 //!
 //! Promises: every body has an ephemeral key pair and a salt of its own, both from the library's CSPRNG (RFC 8291 section
 //! 3.1 demands a new key pair; RFC 8188 section 2.1 forbids a salt twice); secrets are wiped when they have been used; and one
@@ -29,7 +29,7 @@ use crate::message::{Encoding, Service};
 pub const AES128GCM_OVERHEAD: usize = HEADER_LEN + 1 + TAG_LEN;
 
 /// Largest body that surely reaches Firefox for Android: the service wraps it, as base64, in an FCM message of 4,096 bytes
-/// and answers 413 to more (PUSH-SERVICES 1, fact 6).
+/// and answers 413 to more (docs/push-services.md 1, fact 6).
 pub const MOBILE_BODY_MAX: usize = 3_070;
 
 /// RFC 8188 section 2.1: salt 16, record size 4, length of the key id 1, then the key id, an uncompressed P-256 point.
@@ -73,7 +73,7 @@ pub struct AesgcmHeaders {
 
 impl AesgcmHeaders {
     /// The whole value of `Crypto-Key`: `dh=…;p256ecdsa=…`, where `p256ecdsa` is the base64url of the VAPID public key. The
-    /// parts are joined by `;` as old push services expect (PUSH-SERVICES 2.4).
+    /// parts are joined by `;`, as old push services expect (docs/push-services.md 2.4).
     pub fn crypto_key(&self, p256ecdsa: &str) -> HeaderValue {
         HeaderValue::from_maybe_shared(Bytes::from(format!("{};p256ecdsa={p256ecdsa}", self.crypto_key_dh)))
             .expect("base64url and punctuation are legal in a header")

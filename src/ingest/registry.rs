@@ -1,4 +1,4 @@
-//! What the operations of the registry answer (DESIGN 4).
+//! Replies of the operations on the registry.
 
 use std::sync::Arc;
 use std::time::Instant;

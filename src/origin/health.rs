@@ -19,9 +19,9 @@ pub const WINDOW_STEP: usize = 8;
 const TOGETHER: usize = 64;
 /// ... and the share of the window that this is at most.
 const TOGETHER_SHARE: usize = 8;
-/// The wait before the first probe (DESIGN 2.2).
+/// The wait before the first probe (docs/design.md 4.3).
 pub const PROBE_DELAY_MIN_MILLIS: u64 = 1_000;
-/// Where its doubling ends; also how long a probe may stay unheard of before another one is sent (DESIGN 2.2).
+/// The end of its doubling; also the time that a probe may stay unanswered before another one is sent (docs/design.md 4.3).
 pub const PROBE_DELAY_MAX_MILLIS: u64 = 30_000;
 /// How many answers are remembered for "mostly 5xx".
 const REMEMBERED: u32 = 16;
@@ -144,8 +144,8 @@ impl Health {
     /// How many more deliveries of this rank may be handed out now.
     ///
     /// `capacity` is what the pool could have in flight to the origin, all in all: the streams of its connections, and of those
-    /// that it may still open. A tenth of it, at least one where there is more than one, is kept for [`Rank::High`] (DESIGN
-    /// 2.2). A probe asks for no capacity: a closed origin may have no connection left.
+    /// that it may still open. A tenth of it, at least one where there is more than one, is kept for [`Rank::High`]
+    /// (docs/design.md 4.3). A probe asks for no capacity: a closed origin may have no connection left.
     pub fn may_send(&self, now: UnixMillis, capacity: usize, rank: Rank) -> usize {
         match self.state {
             State::Open { window, .. } => {
@@ -345,7 +345,7 @@ impl LastAnswers {
         self.known = (self.known + 1).min(REMEMBERED);
     }
 
-    /// DESIGN 2.2, mostly 5xx: more than half of the last 16 answers, at least 4 of them.
+    /// More than half of the last 16 answers are bad, and at least 4 of them (docs/design.md 4.3).
     fn mostly_bad(self) -> bool {
         let bad = self.bad.count_ones();
         bad >= BAD_MIN && bad * 2 > self.known
@@ -535,7 +535,7 @@ mod tests {
         assert!(health.is_open());
     }
 
-    /// DESIGN 2.2: mostly 5xx is more than half of the last 16 answers, at least 4.
+    /// docs/design.md 4.3: mostly 5xx is more than half of the last 16 answers, at least 4.
     #[test]
     fn mostly_5xx_closes_it() {
         let after = |answers: &str| {
@@ -578,7 +578,7 @@ mod tests {
         assert_eq!(health.next_wake(), Some(NOW.plus(1_000)));
     }
 
-    /// DESIGN 2.2: one delivery after 1 s, doubling to at most 30 s.
+    /// docs/design.md 4.3: one delivery after 1 s, doubling to at most 30 s.
     #[test]
     fn probes_double_to_thirty_seconds() {
         let mut health = closed();
@@ -658,7 +658,7 @@ mod tests {
         assert_eq!(health.next_wake(), Some(now.plus(2_000)));
     }
 
-    /// DESIGN 2.2: any answer that does not condemn the origin opens it.
+    /// docs/design.md 4.3: any answer that does not condemn the origin opens it.
     #[test]
     fn any_answer_opens_it() {
         for heard in [Heard::Answer, Heard::Trouble] {
@@ -817,7 +817,7 @@ mod tests {
     }
 
     proptest! {
-        /// Never more than allowed in flight, never wedged, and closed no longer than DESIGN 2.2 says.
+        /// Never more than allowed in flight, never wedged, and closed no longer than docs/design.md 4.3 says.
         #[test]
         fn any_moves_keep_the_promises(moves in proptest::collection::vec(any_move(), 0..300), capacity in 1usize..300) {
             let mut health = Health::new();

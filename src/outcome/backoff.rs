@@ -6,7 +6,7 @@
 use crate::message::UnixMillis;
 
 /// How long before its deadline an attempt has to be due, in milliseconds: less than 1 s left of a TTL is `expired` (promise 3),
-/// and the way from the due row to the socket takes a few queues of at most 20 ms each (DESIGN 2.2).
+/// and the way from the due row to the socket takes a few queues of at most 20 ms each (docs/design.md 2.3).
 pub const LAST_CALL_MILLIS: u64 = 1_100;
 
 /// Lower and upper end of a wait, in milliseconds: `retry.min` and `retry.max`.
@@ -25,7 +25,7 @@ impl Bounds {
 
 /// When the attempt after the `attempt`-th failed one (counted from 1, the one just answered included) is made.
 ///
-/// DESIGN 2.2: the wait is uniform between `min` and `min(max, min * 2^attempt)`, and the attempt is neither before `not_before`, the time
+/// The wait is uniform between `min` and `min(max, min * 2^attempt)`. The attempt is neither before `not_before`, the time
 /// that the service named, nor past `deadline`. `random` is any number, uniform over its whole range.
 ///
 /// "Never past the deadline" cuts the range from which the wait is drawn, not the wait: a delivery whose next wait would reach

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-
 use crate::clock;
 use crate::message::{Answer, Answered, Blame, Ending, UnixMillis, Verdict};
 use crate::metrics;

@@ -11,11 +11,12 @@ use http::header::RETRY_AFTER;
 use crate::message::UnixMillis;
 
 /// The longest wait that a service can ask for, in milliseconds: 24 hours. Chrome's shortest penalty is a day
-/// (PUSH-SERVICES 1, fact 1), WNS throttles for "an hour to a day" (3.4); after a longer one the probe of the next day learns it
+/// (docs/push-services.md 1, fact 1), WNS throttles for "an hour to a day" (3.4 there). After a longer one
+/// the probe of the next day learns it
 /// again, which costs one request, whereas a header that says a year by mistake would silence a service until a restart.
 pub const RETRY_AFTER_MAX_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 
-/// Seconds until a channel that WNS throttles takes messages again (PUSH-SERVICES 3.4).
+/// Seconds until a channel that WNS throttles takes messages again (docs/push-services.md 3.4).
 pub const X_WNS_CONTINUE_AFTER: &str = "x-wns-continue-after";
 
 /// The time that `Retry-After` names (RFC 9110 section 10.2.3): seconds from `now`, or an HTTP date. A date in the past is

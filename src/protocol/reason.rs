@@ -61,7 +61,7 @@ pub const RESET: &str = "reset";
 pub const CONNECTION_CLOSED: &str = "connection_closed";
 /// The resolver failed.
 pub const RESOLVE: &str = "resolve";
-/// The host has only addresses where the daemon may not connect (DESIGN 7).
+/// The daemon may not connect to any of the host's addresses (docs/design.md 6.1).
 pub const ADDRESS_FORBIDDEN: &str = "address_forbidden";
 /// The host refuses connections.
 pub const CONNECT_REFUSED: &str = "connect_refused";
@@ -107,7 +107,7 @@ pub const DISABLED: &str = "disabled";
 /// The subscription does not accept the message's scope.
 pub const SCOPE: &str = "scope";
 
-/// Each word of a verdict, and whether it is marked A in PUSH-SERVICES 3.6: ours to mend, not the browser's.
+/// Each word of a verdict, and whether the operator has to mend something (A in docs/push-services.md 3.6), not the browser.
 const WORDS: &[(&str, bool)] = &[
     (ACCEPTED, false),
     (NOT_FOUND, false),

@@ -1,4 +1,4 @@
-//! Checked results -> lines of the protocol (DESIGN 3).
+//! Checked results -> lines of the protocol (docs/protocol.md).
 
 use std::fmt::Display;
 use std::io::Write;

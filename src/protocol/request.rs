@@ -1,4 +1,4 @@
-//! A checked request: what `line` makes of one line of the protocol (DESIGN 3).
+//! A checked request, made by `line` from one line of the protocol.
 
 use std::sync::Arc;
 
@@ -409,7 +409,7 @@ pub enum After {
     Cursor(String),
 }
 
-/// The types of events (DESIGN 3.2).
+/// The types of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventType {
     Ended(Ending),
@@ -471,7 +471,7 @@ pub struct Problem {
     pub message: String,
 }
 
-/// `error.code` (DESIGN 3).
+/// `error.code`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     BadJson,

@@ -1,4 +1,4 @@
-//! How fast a list or a campaign goes out by its own wish: `rate` and `spread` of a `send` (DESIGN 3.1).
+//! The speed that a list or a campaign asked for: `rate` and `spread` of a `send`.
 //!
 //! Promises. Over any stretch of time, no more go out than the rate times that stretch, and one slice. A spread is even, and ends
 //! within its time: what could not go out when it should (the lane was closed, the message paused) is spread over what is left

@@ -52,7 +52,8 @@ fn played(rows: &[(Urgency, u64, u16)]) -> Played {
     let (settles, _writer) = crate::queue::unbounded();
     let table = Arc::new(Table::new(16, |_| 1_000));
     let queues = Queues { high: high_in, normal: normal_in };
-    let schedule = Schedule::new(store, Arc::new(News::new(crate::queue::Bell::default())), table.clone(), queues, settles).expect("it reads");
+    let schedule = Schedule::new(store, Arc::new(News::new(crate::queue::Bell::default())), table.clone(), queues, settles)
+        .expect("it reads");
     Played { schedule, service, origin, table, high, normal, _directory: directory }
 }
 

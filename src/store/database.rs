@@ -35,7 +35,7 @@ pub(super) fn open_database(path: &Path, settings: &config::Store, files: usize)
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_write_buffer_manager(&buffers);
-    // Bounds what a start has to replay. With the 128 MiB of DESIGN 2.1 and singles committed one by one that alone took more
+    // Bounds the replay at a start. With 128 MiB, and singles committed one by one, the replay alone took more
     // than the second that a start may take (`fanfare-load restart --connections 1 --window 1`).
     options.set_max_total_wal_size(64 << 20);
     // What was answered was synced, so it lies before the first torn record: reading ends there. (Refusing to start because of

@@ -1,5 +1,5 @@
 //! The only module that knows RocksDB. It promises that what [`writer`] has answered is on disk (fsynced write-ahead log),
-//! and that what an outcome changes is written in one synced batch (a checkpoint); see DESIGN 2.1.
+//! and that all changes by an outcome are written in one synced batch (a checkpoint); see docs/design.md 3.5.
 //!
 //! - [`writer`]: the one thread that writes: group commits and checkpoints.
 //! - [`commit`]: what a connection prepares for the writer.

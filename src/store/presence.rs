@@ -1,4 +1,4 @@
-//! Who is online (DESIGN 4, Presence): what decides whether a message with `when: offline` waits.
+//! The accounts that are online (docs/design.md 8.3): a message with `when: offline` waits for them.
 //!
 //! An account is online while the lease of any of its sessions runs. It holds such messages back while it is online and for the
 //! grace after that, because a reader who reloads the page has not left. Then it is free, which is told once, and forgotten.
@@ -682,7 +682,7 @@ mod tests {
                         (presence, model, ahead, time) = (fresh(), Model::default(), 0, clock);
                         for (who, until) in &rows {
                             presence.restore(*who, *until, clock);
-                            // DESIGN's words: until its stored lease ends, at least for the grace.
+                            // docs/design.md 8.3: until its stored lease ends, at least for the grace.
                             let end = (*until).min(time.plus(LEASE_MAX_MILLIS)).max(time.plus(grace));
                             model.leases.insert(*who, vec![(None, time, end)]);
                         }

@@ -1,4 +1,4 @@
-//! VAPID key pairs and the files they live in (RFC 8292 section 2; DESIGN 5, "A key file").
+//! VAPID key pairs and the files they live in (RFC 8292 section 2).
 //!
 //! Promises: a private key is read only from a file of root's or of this process's user that nobody else can read, is written only
 //! to a new file of mode 0600, is wiped from memory when it is dropped, and is in no `Debug` or error text. A key that is not a private key of

@@ -2,7 +2,7 @@
 //!
 //! Promises: a token's `aud` is exactly the origin, its `exp` an integer at most 23 hours ahead of the moment it is used, also
 //! after the clock was set; signing happens where a message waits only if there is no usable token at all; and a token is not
-//! made anew within an hour (Apple forbids more, PUSH-SERVICES 1, fact 2), whatever a push service answers. The exceptions to
+//! made anew within an hour (docs/push-services.md 1, fact 2), whatever a push service answers. The exceptions to
 //! the hour are a clock that was set, and an origin that was dropped because the table was full.
 //!
 //! The table is bounded for each app: what was not used since its token was made is dropped instead of renewed, and where an app's
@@ -26,7 +26,7 @@ use crate::vapid::key::SigningKey;
 const MINUTE: u64 = 60 * 1_000;
 const HOUR: u64 = 60 * MINUTE;
 
-/// RFC 8292 section 2 allows 24 hours, and Mozilla's service grants no second more (PUSH-SERVICES 3.7). One hour is kept for
+/// RFC 8292 section 2 allows 24 hours, and Mozilla grants no minute more (docs/push-services.md 3.7). One hour is kept for
 /// clocks that disagree.
 const AHEAD_MAX: u64 = 23 * HOUR;
 /// How far ahead `exp` lies when the token is made. Less than [`AHEAD_MAX`], so that a clock that is set back a little while does
@@ -60,7 +60,8 @@ pub struct AppKeys {
 /// What a request carries to prove who sends it.
 #[derive(Clone, Debug)]
 pub struct Authorization {
-    /// The whole value of `Authorization`: `vapid t=…, k=…` (RFC 8292 section 3), for aesgcm `WebPush …` (PUSH-SERVICES 2.4).
+    /// The whole value of `Authorization`: `vapid t=…, k=…` (RFC 8292 section 3), for aesgcm `WebPush …`
+    /// (docs/push-services.md 2.4).
     /// Marked as sensitive: its `Debug` does not show it.
     pub value: HeaderValue,
     /// The key that signed.
@@ -313,7 +314,7 @@ impl Signer {
     }
 
     fn sign(&self, origin: &Origin, now: UnixMillis) -> Token {
-        // Cut to whole seconds: `exp` is an integer (PUSH-SERVICES 3.7: a float is refused).
+        // Cut to whole seconds: a float as `exp` is refused (docs/push-services.md 3.7).
         let exp = now.plus(LIFETIME).0 / 1_000;
         let jwt = jwt(&self.key, &Claims { aud: &origin.0, exp, sub: &self.subject });
         Token {
@@ -385,7 +386,7 @@ fn random_below(bound: u64) -> u64 {
 
 /// Whether every push service takes `subject` as a token's `sub`: `mailto:user@host` or an `https:` URL, whose host is a name
 /// that can exist. Apple refuses all tokens of a sender whose subject has spaces or angle brackets, is a bare address, or
-/// names localhost or a host that cannot be resolved (PUSH-SERVICES 3.3).
+/// names localhost or a host that cannot be resolved (docs/push-services.md 3.3).
 pub fn check_subject(subject: &str) -> Result<(), SubjectError> {
     if !subject.bytes().all(|byte| byte.is_ascii_graphic()) || subject.contains(['<', '>', '"']) {
         return Err(SubjectError::Character);

@@ -81,7 +81,7 @@ fn a_key_mismatch_tries_the_app_s_other_keys_once_each() {
         let id = send(&mut client, &hopeless, json!({"payload": "x"}));
         wait_ended(&mut client, &id);
         let event = event_of(&mut client, &id);
-        // PUSH-SERVICES 3.6: FCM and Apple say it for good, a 401 is never a reason to drop a subscription.
+        // FCM and Apple say it for good; a 401 is never a reason to drop a subscription (docs/push-services.md 3.6).
         let kind = if vendor == Vendor::Mozilla { "refused" } else { "gone" };
         assert_eq!((&event["type"], &event["reason"]), (&json!(kind), &json!("key_mismatch")), "{vendor:?}: {event}");
         assert_eq!(mock.received_by(&hopeless).len(), 3, "each of the three keys once");

@@ -80,7 +80,7 @@ fn events_are_in_order_and_paged_by_cursors() {
                 );
                 assert!(event["reason"].is_string());
                 millis(&event["time"]);
-                // DESIGN 3.3: an application can compute it.
+                // An application can compute the id (docs/design.md 3.1).
                 use base64::Engine;
                 use sha2::Digest;
                 let hash = sha2::Sha256::digest(browser.endpoint.as_bytes());

@@ -1,4 +1,5 @@
-//! The socket protocol (DESIGN 3 to 3.3) as the developer of a client sees it: sentence by sentence, over the socket of a running
+//! The socket protocol (docs/protocol.md) as the developer of a client sees it, sentence by sentence: over the socket of a
+//! running
 //! daemon, with the mock push service as the other end.
 
 mod apart;

@@ -1,4 +1,4 @@
-//! The registry, campaigns and what goes with them (DESIGN 3.1 and 4), over the socket of a running daemon, with the mock push
+//! The registry, its campaigns, presence and receipts, over the socket of a running daemon, with the mock push
 //! service as the other end. A file a promise; one binary, because each links RocksDB.
 
 mod apps;

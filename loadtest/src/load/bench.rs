@@ -27,7 +27,7 @@ const STALL: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(2);
 /// Subscriptions asked for at once.
 const BATCH: usize = 10_000;
-/// After the last delivery, until its outcome is on disk: a checkpoint comes every 250 ms (DESIGN 1).
+/// After the last delivery, until its outcome is on disk: a checkpoint comes every 250 ms (docs/design.md 1.2).
 pub const SETTLE: Duration = Duration::from_millis(600);
 
 /// A binary that lies beside this one.

@@ -14,7 +14,7 @@ use super::report::{Report, grouped};
 use super::urgent::Urgent;
 use crate::{Campaign, Readers};
 
-/// DESIGN 8.
+/// docs/design.md 12.
 const CPU_BUDGET_US: f64 = 80.0;
 /// Where the processor lets eight key agreements be made at once.
 const CPU_BUDGET_BATCHED_US: f64 = 30.0;

@@ -25,7 +25,8 @@ use crate::{Demo, Sending};
 /// Browsers that messages of their own go to, and urgent ones.
 const OTHERS: usize = 2_000;
 /// The push service says "not now" to one request in this many, so that retrying is seen. It says so with 429, which of a push
-/// service without rules of its own concerns that one message (DESIGN 2.2); 503 would close the whole service for its second.
+/// service without rules of its own concerns that one message (docs/push-services.md 3.6); 503 would close the whole service
+/// for its second.
 const TROUBLE_EVERY: u64 = 500;
 /// The calm part: far below what the daemon can do, so that latency is that of a message, not of the queue before it.
 const CALM_MESSAGES: u64 = 3_000;

@@ -114,5 +114,5 @@ fn counts(report: &mut Report, client: &mut Client, members: u32) -> io::Result<
     Ok(())
 }
 
-/// DESIGN's issue of the registry: a million counted in less than a millisecond.
+/// A million counted in less than a millisecond (docs/design.md 12).
 const BUDGET_US: f64 = Duration::from_millis(1).as_micros() as f64;

@@ -47,7 +47,7 @@ impl Report {
         self.unit = Some(unit);
     }
 
-    /// A number that DESIGN 8 wants to be at most `limit`. More is said, and is no failure: it depends on the machine.
+    /// A number with a budget, `limit` (docs/design.md 12). A higher one is said, and is no failure: it depends on the machine.
     pub fn budget(&mut self, name: &str, label: &str, value: f64, unit: &str, limit: f64) {
         let over = value > limit;
         let text = format!("{value:.1} {unit}, {} {limit}", if over { "OVER THE BUDGET OF" } else { "budget" });

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
-/// Names in every certificate besides those asked for: loopback, and a host of each known push service (DESIGN 7).
+/// Names in every certificate besides those asked for: loopback, and a host of each known push service.
 const NAMES: [&str; 8] = [
     "127.0.0.1",
     "::1",

@@ -11,7 +11,7 @@ use super::fault::Wrong;
 use super::subscription::{Known, Vendor};
 use super::vapid::{Problem, Vapid, Verifier, parameter};
 
-/// 28 days: what FCM and Apple's documentation allow at most (PUSH-SERVICES 3.1); Mozilla and Apple cut silently at 30.
+/// 28 days: the maximum of FCM (docs/push-services.md 3.1). Mozilla and Apple cut silently at 30.
 const TTL_MAX_FCM: u64 = 2_419_200;
 
 /// A request that broke a rule.

@@ -108,7 +108,7 @@ impl Members {
         format!("{}/push/{}", self.origin, self.token(number))
     }
 
-    /// The subscription's id (DESIGN 3.3).
+    /// The subscription's id.
     pub fn id(&self, number: u32) -> String {
         subscription_id(&self.endpoint(number))
     }
@@ -145,7 +145,7 @@ impl Members {
     }
 }
 
-/// base64url of the first 12 bytes of SHA-256 of the endpoint (DESIGN 3.3).
+/// The id of the subscription: base64url of the first 12 bytes of SHA-256 of the endpoint (docs/design.md 3.1).
 pub fn subscription_id(endpoint: &str) -> String {
     URL_SAFE_NO_PAD.encode(&sha256(endpoint.as_bytes())[..12])
 }

@@ -55,7 +55,7 @@ pub enum Fault {
 
     /// MAX_CONCURRENT_STREAMS, for new and open connections. Streams beyond it are refused once the peer has acknowledged it.
     MaxStreams(u32),
-    /// As Apple was seen to do (PUSH-SERVICES 3.3): after an answer that is no 2xx one stream at a time, until a good answer.
+    /// As Apple does (docs/push-services.md 3.3): after an answer that is no 2xx one stream at a time, until a good one.
     NarrowAfterRejection,
 }
 
@@ -105,7 +105,7 @@ pub struct GoAway {
     /// Requests of the connection, the last one included.
     pub requests: u64,
     /// The last so many of them are not processed: the GOAWAY's last stream lies below them, and they are never answered. 0 is
-    /// what nginx does at `keepalive_requests` (PUSH-SERVICES 3.7): the last request is still answered, then the connection ends.
+    /// the way of nginx (docs/push-services.md 3.7): the last request is still answered, then the connection ends.
     /// If the rest does not come within 50 ms of the first unprocessed request, GOAWAY is sent anyway.
     #[serde(default)]
     pub unprocessed: u64,
@@ -203,7 +203,7 @@ pub fn http_date(at: std::time::SystemTime) -> String {
     httpdate::fmt_http_date(at)
 }
 
-/// What the push services answer (PUSH-SERVICES 3.1-3.7).
+/// Answers of the push services (docs/push-services.md 3.1 to 3.7).
 pub mod vendor {
     use super::{Answer, Fault};
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::crowd::Crowd;
 use super::decrypt::BrowserKeys;
 
-/// Whose dialect is spoken: what an error looks like and which rules of its own the service has (PUSH-SERVICES 3.1-3.4).
+/// The service whose dialect is spoken: the form of its errors and its own rules (docs/push-services.md 3.1 to 3.4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vendor {

@@ -181,7 +181,7 @@ impl Records {
         Ok(())
     }
 
-    /// The id by which the daemon knows the endpoint (DESIGN 3.3), which is checked on the way.
+    /// The id by which the daemon knows the endpoint, which is checked on the way.
     fn subscription_id(&self, endpoint: &str) -> Result<String, Problem> {
         let id = |endpoint: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(endpoint)[..12]);
         match self.endpoints.check(endpoint) {

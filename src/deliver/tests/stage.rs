@@ -204,7 +204,9 @@ impl Stage {
         let answers = self.answers.clone();
         let read = move || {
             let deadline = Instant::now() + Duration::from_secs(20);
-            (0..count).map_while(|_| answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()).collect::<Vec<Answered>>()
+            (0..count)
+                .map_while(|_| answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok())
+                .collect::<Vec<Answered>>()
         };
         let answers = tokio::task::spawn_blocking(read).await.unwrap();
         assert_eq!(answers.len(), count, "each post is answered: {:?}", self.pool.status());

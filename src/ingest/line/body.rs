@@ -176,7 +176,7 @@ fn write_receipt(out: &mut Vec<u8>) -> usize {
     at
 }
 
-/// Declarative Web Push (PUSH-SERVICES 2.5): `app_badge` and `mutable` are members of the outer object.
+/// Declarative Web Push (docs/push-services.md 2.5): `app_badge` and `mutable` are members of the outer object.
 fn declarative(
     value: &Value<'_>,
     app_badge: Option<&Value<'_>>,

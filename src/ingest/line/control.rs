@@ -1,4 +1,4 @@
-//! What stops and starts messages and the daemon: `cancel`, `pause`, `resume` (DESIGN 3.1), `drain` and `backup`.
+//! Operations that stop and start messages and the daemon: `cancel`, `pause`, `resume`, `drain` and `backup`.
 
 use std::sync::Arc;
 

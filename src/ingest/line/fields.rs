@@ -247,7 +247,7 @@ pub(super) fn whose(value: Option<&Value<'_>>, app: Option<&Value<'_>>, rules: &
     Ok(Whose { account, app: app.map(|value| named_app(value, rules)).transpose()? })
 }
 
-/// The id of a subscription (DESIGN 3.3).
+/// The id of a subscription.
 pub(super) fn checked_subscription_id(value: &Value<'_>, field: &str) -> Result<SubscriptionId, Problem> {
     read_subscription_id(text(value, field)?, field)
 }

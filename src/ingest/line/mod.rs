@@ -1,4 +1,4 @@
-//! One line of the protocol -> a checked [`Request`] (DESIGN 3 and 4).
+//! One line of the protocol (docs/protocol.md) -> a checked [`Request`].
 //!
 //! Promises: any bytes give a request or one [`Problem`] that names the field, never a panic; the `id` comes back with both
 //! wherever it could be read; what is in a request needs no further check of its form. A problem's message never repeats a

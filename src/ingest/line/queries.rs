@@ -1,4 +1,4 @@
-//! The operations that only read (DESIGN 3.1, 3.2 and 4).
+//! The operations that only read.
 
 use super::Rules;
 use super::fields::{

@@ -1,4 +1,4 @@
-//! The operations that change what the registry keeps, or ask it to send (DESIGN 4).
+//! The operations that change the registry, or ask it to send.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A segment: which subscriptions a campaign, a list or a count concerns (DESIGN 4).
+//! A segment: the choice of subscriptions for a campaign, a list or a count.
 
 use super::fields::{fields, invalid, names, within};
 use super::subscription::checked_attributes;

@@ -1,4 +1,4 @@
-//! `send`, `add` and `close`: messages and their recipients (DESIGN 3.1).
+//! `send`, `add` and `close`: messages and their recipients.
 
 use std::sync::Arc;
 

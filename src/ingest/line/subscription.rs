@@ -67,7 +67,7 @@ impl Judge<'_> {
             let message = "must be a browser's PushSubscription, an object".to_owned();
             return Err(Problem { code: Code::InvalidField, field: None, message });
         };
-        // Members that we do not know are the browser's own business (DESIGN 3).
+        // Unknown members are the browser's own business.
         let [endpoint, expiration, keys, encoding, server_key, own_reference, attributes] =
             pick(members, ["endpoint", "expirationTime", "keys", "contentEncoding", "applicationServerKey", "ref", "attributes"]);
         let given = Given { endpoint, expiration, encoding, server_key, own_reference, attributes };

@@ -2,8 +2,8 @@
 //!
 //! Promises. It is pure: the same [`Case`] always gives the same verdict, no clock, no I/O, no metrics. No answer makes it
 //! panic, however long, torn or hostile. It decides by status first and by the vendor's own words second, so it never
-//! *needs* a body (PUSH-SERVICES 3.7). Where a row leaves a choice it takes the milder one: a subscription is `gone` only on
-//! words that say so, because its owner deletes it then (PUSH-SERVICES 1, fact 8).
+//! *needs* a body (docs/push-services.md 3.7). In doubt the milder verdict holds. A subscription is `gone` only on
+//! an answer that says so, because its owner deletes it then (docs/push-services.md 1, fact 8). Rows are those of 3.6 there.
 //!
 //! How much an answer condemns, from nothing to everything:
 //!
@@ -12,7 +12,7 @@
 //! 2xx                       400 405 413        404 410                401 403                    5xx 429 TLS     406 429
 //! ```
 //!
-//! What condemns the origin is no attempt of the delivery (DESIGN 2.2): it is returned to its lane as it was. The exception are
+//! An answer that condemns the origin is no attempt (docs/design.md 4.3): the delivery returns to its lane. The exception are
 //! deliveries with TTL 0, for which any post that left is the one attempt (promise 3).
 
 #[cfg(test)]
@@ -65,21 +65,21 @@ impl<'a> Case<'a> {
     }
 }
 
-/// FCM names no time: PUSH-SERVICES 3.6, row 429, "no header -> 60 s FCM".
+/// FCM names no time: docs/push-services.md 3.6, row 429.
 const FCM_THROTTLE_MILLIS: u64 = 60_000;
-/// Any other service names no time: same row, "30 s x2^n else".
+/// Any other service names no time: the same row.
 const THROTTLE_MILLIS: u64 = 30_000;
 /// Where the doubling of [`THROTTLE_MILLIS`] ends: the same hour at which `retry.max` ends the backoff by default.
 const THROTTLE_MILLIS_MAX: u64 = 3_600_000;
-/// WNS throttles an app and names no time: PUSH-SERVICES 3.6, row 406, "default 15 min".
+/// WNS throttles an app and names no time: docs/push-services.md 3.6, row 406.
 const WNS_THROTTLE_MILLIS: u64 = 15 * 60_000;
-/// "R slowly" of row 403: the first wait, doubled with each attempt.
+/// Row 403, no known cause: the first wait, doubled with each attempt.
 const FORBIDDEN_MILLIS: u64 = 10 * 60_000;
-/// "quarantine after n" of row 403: after waits of 10, 20, 40, 80 and 160 minutes it ends.
+/// Row 403, no known cause: after waits of 10, 20, 40, 80 and 160 minutes the delivery ends.
 const FORBIDDEN_RETRIES: u8 = 5;
 /// The sum of those waits.
 const FORBIDDEN_AGE_MILLIS: u64 = FORBIDDEN_MILLIS * ((1 << FORBIDDEN_RETRIES) - 1);
-/// Row DNS NXDOMAIN, "R 3 times over 24 h": the first wait is short, because most such answers are a resolver's mishap; the third
+/// Row "no such host": the first wait is short, because most such answers are a resolver's mishap; the third
 /// ends 24 hours after the first failure.
 const NO_SUCH_HOST_MILLIS: [u64; 3] = [10 * 60_000, 4 * 3_600_000, 19 * 3_600_000 + 50 * 60_000];
 const DAY_MILLIS: u64 = 24 * 3_600_000;
@@ -95,7 +95,7 @@ pub fn verdict(case: &Case<'_>) -> (Verdict, Blame) {
     let (verdict, blame) = match case.answer {
         Answer::Response { status, headers, body } => response(case, *status, headers, body),
         Answer::NotConnected(failure) => not_connected(case, *failure),
-        // Row 408 / timeout / reset: R, ambiguous. Trouble: a service that takes requests and answers none is as bad for its
+        // Row "no answer". Trouble: a service that takes requests and answers none is as bad for its
         // neighbours as one that answers 5xx.
         // A flood condemns besides: the next connection would be flooded too.
         Answer::Lost(loss) => {
@@ -158,13 +158,13 @@ fn not_connected(case: &Case<'_>, failure: ConnectFailure) -> (Verdict, Blame) {
         // The origin closes besides, so that only probes ask, and what waits behind them keeps no timer.
         ConnectFailure::NoSuchHost if documented(case.service) => (Verdict::Return { reason: word }, origin),
         ConnectFailure::NoSuchHost => (no_such_host(case), origin),
-        // The operator's configuration, or a name that points where it must not (DESIGN 7): no time heals it. At a
+        // The operator's configuration, or a name with a forbidden address (docs/design.md 6.1): no time heals it. At a
         // known service it can only be the resolver.
         ConnectFailure::Forbidden if documented(case.service) || case.service == Service::WNS => {
             (Verdict::Return { reason: word }, origin)
         }
         ConnectFailure::Forbidden => (ended(Ending::Refused, word), Blame::Delivery),
-        // Row DNS, "SERVFAIL/timeouts = R + L", and DESIGN 2.2: connect and TLS condemn the origin.
+        // Row "no connection": it condemns the origin.
         ConnectFailure::Resolve
         | ConnectFailure::Refused
         | ConnectFailure::Timeout
@@ -176,7 +176,7 @@ fn not_connected(case: &Case<'_>, failure: ConnectFailure) -> (Verdict, Blame) {
     }
 }
 
-/// Row DNS NXDOMAIN: R 3 times over 24 h, then S. The age counts beside the attempts, for those may have been used up by
+/// Row "no such host": tried 3 times over 24 h, then gone. The age counts beside the attempts, for those may have been used up by
 /// something else (5xx, say) within minutes.
 fn no_such_host(case: &Case<'_>) -> Verdict {
     if case.attempts >= 3 && case.now.since(case.since) >= DAY_MILLIS {
@@ -191,12 +191,12 @@ fn response(case: &Case<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8
         return success(case, headers);
     }
     let told = Told::of(headers, body);
-    // PUSH-SERVICES 3.3: "Key on `reason`, not on the status."
+    // The reason decides under any status (docs/push-services.md 3.3).
     if let Some(outcome) = told.reason.as_deref().and_then(|word| apple(case, word, headers)) {
         return outcome;
     }
     match status.as_u16() {
-        // Never followed: a redirect could lead anywhere (DESIGN 7).
+        // Never followed: a redirect could lead anywhere (docs/design.md 6.1).
         300..=399 => refused(reason::REDIRECT),
         400 => bad_request(case, &told),
         401 => unauthorized(case, &told),
@@ -222,8 +222,7 @@ fn response(case: &Case<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8
     }
 }
 
-/// Row 200/201/202/204, and any other 2xx: accepted; at WNS unless its own header says otherwise (PUSH-SERVICES 3.4: "This can be used
-/// rather than interpreting response codes").
+/// Row 2xx: accepted; at WNS unless its own header says otherwise (docs/push-services.md 3.4).
 fn success(case: &Case<'_>, headers: &HeaderMap) -> (Verdict, Blame) {
     if case.service == Service::WNS {
         match wns_status(headers) {
@@ -237,7 +236,7 @@ fn success(case: &Case<'_>, headers: &HeaderMap) -> (Verdict, Blame) {
     (ended(Ending::Accepted, reason::ACCEPTED), Blame::Delivery)
 }
 
-/// The reasons of PUSH-SERVICES 3.3, whatever their status. None: not one of them, the status decides.
+/// Apple's reasons (docs/push-services.md 3.3), under any status. None: another word, the status decides.
 fn apple(case: &Case<'_>, word: &str, headers: &HeaderMap) -> Option<(Verdict, Blame)> {
     Some(match word {
         "BadTtl" => refused(reason::BAD_TTL),
@@ -259,9 +258,9 @@ fn apple(case: &Case<'_>, word: &str, headers: &HeaderMap) -> Option<(Verdict, B
     })
 }
 
-/// Row 400: M. What is wrong with the key is not the message's fault.
+/// Row 400: refused. A wrong key is not the message's fault.
 fn bad_request(case: &Case<'_>, told: &Told) -> (Verdict, Blame) {
-    // PUSH-SERVICES 3.1: "VAPID missing/wrong", and none of our posts goes without. The row says M, so without another key the
+    // No VAPID key or a wrong one (docs/push-services.md 3.1), and every post of ours has one. Without another key the
     // message fails and the subscription stays.
     if told.says("unauthorizedregistration") {
         return other_key(case, Ending::Refused);
@@ -276,19 +275,19 @@ fn bad_request(case: &Case<'_>, told: &Told) -> (Verdict, Blame) {
     })
 }
 
-/// Row 401: about our key, clock or origin, "never a reason to drop a subscription" (PUSH-SERVICES 3.7).
+/// Row 401: our key, clock or origin is at fault, which is no reason to drop a subscription (docs/push-services.md 3.7).
 fn unauthorized(case: &Case<'_>, told: &Told) -> (Verdict, Blame) {
     if told.wrong_key() {
         other_key(case, Ending::Refused)
     } else if told.wrong_token() || told.errno != Some(109) {
         bad_token()
     } else {
-        // errno 109 without a known text: "one subscription -> key mismatch" (PUSH-SERVICES 3.2).
+        // errno 109 without a known text is taken as a wrong key (docs/push-services.md 3.2).
         other_key(case, Ending::Refused)
     }
 }
 
-/// Row 403: key-mismatch text -> S; bad token -> sign again, A; else R slowly, quarantine after n.
+/// Row 403: another key -> gone; bad token -> signed again; else tried again slowly, a few times.
 fn forbidden(case: &Case<'_>, told: &Told) -> (Verdict, Blame) {
     if told.wrong_key() {
         return other_key(case, Ending::Gone);
@@ -300,17 +299,17 @@ fn forbidden(case: &Case<'_>, told: &Told) -> (Verdict, Blame) {
     if case.attempts >= FORBIDDEN_RETRIES && case.now.since(case.since) >= FORBIDDEN_AGE_MILLIS {
         return refused(reason::FORBIDDEN);
     }
-    // FCM's "invalid push subscription endpoint" is seen to heal (PUSH-SERVICES 3.1).
+    // FCM's "invalid push subscription endpoint" heals at times (docs/push-services.md 3.1).
     let not_before = case.now.plus(FORBIDDEN_MILLIS << case.attempts.min(FORBIDDEN_RETRIES - 1));
     (Verdict::Retry { not_before: Some(not_before), reason: reason::FORBIDDEN }, Blame::Delivery)
 }
 
-/// Row 413: once without padding, else M.
+/// Row 413: once without padding, else refused.
 fn too_large(case: &Case<'_>) -> (Verdict, Blame) {
     if case.padded { (Verdict::Shrink, Blame::Delivery) } else { refused(reason::PAYLOAD_TOO_LARGE) }
 }
 
-/// Row 429, which has three scopes (PUSH-SERVICES 1, fact 3).
+/// Row 429, which has three scopes (docs/push-services.md 1, fact 3).
 fn throttled(case: &Case<'_>, headers: &HeaderMap) -> (Verdict, Blame) {
     match case.service {
         // A site's limit, or overload. The scope is (VAPID key, origin); an origin's lane is the finest that can close.
@@ -319,7 +318,7 @@ fn throttled(case: &Case<'_>, headers: &HeaderMap) -> (Verdict, Blame) {
             (Verdict::Return { reason: reason::THROTTLED }, Blame::Origin { not_before: Some(not_before) })
         }
         Service::WNS => wns_throttled(case, headers, doubled(THROTTLE_MILLIS, case.attempts)),
-        // Apple means one device. A service not named in the row: DESIGN 2.2, that delivery only (RFC 8030 section 8.4 speaks of "a
+        // Apple means one device. A service not named in the row: that delivery only (RFC 8030 section 8.4 speaks of "a
         // push resource").
         _ => {
             let not_before = retry_after(headers, case.now).unwrap_or(case.now.plus(doubled(THROTTLE_MILLIS, case.attempts)));
@@ -328,7 +327,7 @@ fn throttled(case: &Case<'_>, headers: &HeaderMap) -> (Verdict, Blame) {
     }
 }
 
-/// WNS throttles one channel (that subscription) or the app at all hosts; without a word it is the app (PUSH-SERVICES 3.4).
+/// WNS throttles one channel (that subscription) or the app at all hosts; without a word, the app (docs/push-services.md 3.4).
 fn wns_throttled(case: &Case<'_>, headers: &HeaderMap, default_millis: u64) -> (Verdict, Blame) {
     let named = continue_after(headers, case.now);
     if wns_status(headers) == Some(WnsStatus::ChannelThrottled) {
@@ -342,7 +341,7 @@ fn wns_throttled(case: &Case<'_>, headers: &HeaderMap, default_millis: u64) -> (
 /// Row 503: with a time it speaks for the origin, which stays closed until then; without, it is one 5xx among the last answers.
 fn unavailable(case: &Case<'_>, told: &Told, headers: &HeaderMap) -> (Verdict, Blame) {
     match retry_after(headers, case.now) {
-        // Mozilla's errno 202 is one conditional write that failed, "retry at once allowed" (PUSH-SERVICES 3.2): no reason to close the
+        // Mozilla's errno 202 is one conditional write that failed (docs/push-services.md 3.2): no reason to close the
         // origin for the two minutes that its header always says.
         not_before if told.errno == Some(202) => (Verdict::Retry { not_before, reason: reason::UNAVAILABLE }, Blame::Trouble),
         Some(time) => (Verdict::Return { reason: reason::UNAVAILABLE }, Blame::Origin { not_before: Some(time) }),
@@ -378,7 +377,7 @@ fn doubled(millis: u64, attempts: u8) -> u64 {
     (millis << attempts.min(16)).min(THROTTLE_MILLIS_MAX)
 }
 
-/// The services whose hosts are documented and few (PUSH-SERVICES 3.1 to 3.3); WNS has a host a region.
+/// The services whose hosts are documented and few (docs/push-services.md 3.1 to 3.3); WNS has a host a region.
 fn documented(service: Service) -> bool {
     matches!(service, Service::FCM | Service::MOZILLA | Service::APPLE)
 }

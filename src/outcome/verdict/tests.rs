@@ -52,7 +52,7 @@ fn service(wait: u64, reason: &'static str) -> (Verdict, Blame) {
     (Verdict::Return { reason }, Blame::Service { not_before: Some(NOW.plus(wait)) })
 }
 
-/// Mozilla's error (PUSH-SERVICES 3.2).
+/// Mozilla's error (docs/push-services.md 3.2).
 fn mozilla(status: u16, errno: &str, message: &str) -> String {
     format!(r#"{{"code":{status},"errno":{errno},"error":"x","message":"{message}","more_info":"http://x"}}"#)
 }
@@ -61,7 +61,7 @@ fn apple(word: &str) -> String {
     format!(r#"{{"reason":"{word}"}}"#)
 }
 
-/// 3.6 row 200/201/202/204: accepted, also with the TTL cut (3.7, TTL 2592001) and whatever the body.
+/// docs/push-services.md 3.6, row 2xx: accepted, also with the TTL cut (3.7) and whatever the body.
 #[test]
 fn row_2xx_is_accepted() {
     for who in EVERYONE {
@@ -71,7 +71,7 @@ fn row_2xx_is_accepted() {
     }
 }
 
-/// 3.6 row 200/201/202/204, "read X-WNS-Status"; 3.4 "check it on 2xx too".
+/// docs/push-services.md 3.6, row 2xx, and 3.4: WNS says more in a header.
 #[test]
 fn row_2xx_of_wns_is_what_its_header_says() {
     for name in ["x-wns-status", "x-wns-notificationstatus"] {
@@ -88,7 +88,7 @@ fn row_2xx_of_wns_is_what_its_header_says() {
     }
 }
 
-/// 3.6 row 3xx: never follow; M.
+/// docs/push-services.md 3.6, row 3xx: refused, never followed.
 #[test]
 fn row_3xx_is_refused() {
     for who in EVERYONE {
@@ -99,7 +99,7 @@ fn row_3xx_is_refused() {
     }
 }
 
-/// 3.6 row 400, column FCM (3.1).
+/// docs/push-services.md 3.6, row 400, and 3.1.
 #[test]
 fn row_400_of_fcm() {
     assert_eq!(judge(Service::FCM, 400, &[], "InvalidTtlParameter"), end(Ending::Refused, "bad_ttl"));
@@ -108,7 +108,7 @@ fn row_400_of_fcm() {
     assert_eq!(judge(Service::FCM, 400, &[], "<html>Bad Request</html>"), end(Ending::Refused, "bad_request"));
 }
 
-/// 3.6 row 400, column Mozilla (3.2, 3.7): by errno, null and nothing among them.
+/// docs/push-services.md 3.6, row 400, 3.2 and 3.7: by errno, null and nothing among them.
 #[test]
 fn row_400_of_mozilla() {
     for (errno, message, reason) in [
@@ -127,7 +127,7 @@ fn row_400_of_mozilla() {
     assert_eq!(judge(Service::MOZILLA, 400, &[], ""), end(Ending::Refused, "bad_request"));
 }
 
-/// 3.6 row 400, column Apple (3.3): the reason decides, under any status.
+/// docs/push-services.md 3.3: the reason decides, under any status.
 #[test]
 fn row_400_of_apple_goes_by_reason() {
     for status in [400, 403, 418] {
@@ -164,7 +164,7 @@ fn row_400_of_apple_goes_by_reason() {
     assert_eq!(judge(Service::APPLE, 410, &[], &apple("Unregistered")), end(Ending::Gone, "unsubscribed"));
 }
 
-/// 3.6 row 400, column WNS (3.4): the words stand in a header.
+/// docs/push-services.md 3.6, row 400, and 3.4: the words stand in a header.
 #[test]
 fn row_400_of_wns() {
     let conflict = [("x-wns-error-description", "Ttl value conflicts with X-WNS-Cache-Policy.")];
@@ -172,7 +172,7 @@ fn row_400_of_wns() {
     assert_eq!(judge(Service::WNS, 400, &[], ""), end(Ending::Refused, "bad_request"));
 }
 
-/// 3.6 row 401, column Mozilla (3.7): 109 with each of the observed texts; never a reason to drop the subscription.
+/// docs/push-services.md 3.6, row 401, and 3.7: 109 with each of the observed texts; never a reason to drop the subscription.
 #[test]
 fn row_401_of_mozilla() {
     for message in [
@@ -198,7 +198,7 @@ fn row_401_of_mozilla() {
     assert_eq!(judge(Service::MOZILLA, 401, &[], ""), retry(None, "bad_token", Blame::Sender));
 }
 
-/// 3.6 row 401, column WNS (3.4), and services that say nothing.
+/// docs/push-services.md 3.6, row 401, and 3.4; and services that say nothing.
 #[test]
 fn row_401_of_others() {
     for text in ["JWT Authentication Failed", "The public key does not match the one of the channel Url"] {
@@ -211,7 +211,7 @@ fn row_401_of_others() {
     }
 }
 
-/// 3.6 row 403 (3.1, 3.3): key mismatch, bad token, and the rest slowly.
+/// docs/push-services.md 3.6, row 403, 3.1 and 3.3: key mismatch, bad token, and the rest slowly.
 #[test]
 fn row_403() {
     let mismatch = "the VAPID credentials in the authorization header do not correspond to the credentials used to create the \
@@ -231,7 +231,7 @@ fn row_403() {
     assert_eq!(verdict(&aged(309)), retry(Some(160 * 60_000), "forbidden", Blame::Delivery));
 }
 
-/// 3.6 rows 404 and 410: S; empty bodies (3.7) as well as others.
+/// docs/push-services.md 3.6, rows 404 and 410: gone; with empty bodies (3.7) as well as others.
 #[test]
 fn rows_404_and_410_are_gone() {
     for who in EVERYONE {
@@ -245,7 +245,7 @@ fn rows_404_and_410_are_gone() {
     }
 }
 
-/// 3.6 row 405/411/415: M.
+/// docs/push-services.md 3.6, row 405, 411, 415: refused.
 #[test]
 fn row_405_411_415_is_refused() {
     for who in EVERYONE {
@@ -255,7 +255,7 @@ fn row_405_411_415_is_refused() {
     }
 }
 
-/// 3.6 row 406: WNS throttles by it; nobody else does.
+/// docs/push-services.md 3.6, row 406: WNS throttles by it; nobody else does.
 #[test]
 fn row_406() {
     let app = ("x-wns-status", "appthrottled");
@@ -272,7 +272,7 @@ fn row_406() {
     }
 }
 
-/// 3.6 row 408 / timeout / reset after the body was sent: R.
+/// docs/push-services.md 3.6, rows 408 and "no answer": tried again.
 #[test]
 fn row_408_timeout_reset_is_tried_again() {
     for who in EVERYONE {
@@ -285,7 +285,7 @@ fn row_408_timeout_reset_is_tried_again() {
     }
 }
 
-/// 3.6 row 413: once unpadded, else M.
+/// docs/push-services.md 3.6, row 413: once unpadded, else refused.
 #[test]
 fn row_413() {
     for who in EVERYONE {
@@ -296,7 +296,7 @@ fn row_413() {
     }
 }
 
-/// 3.6 row 429: FCM the origin, WNS the service, Apple that subscription; DESIGN 2.2: any other that delivery.
+/// docs/push-services.md 3.6, row 429: FCM the origin, WNS the service, any other that delivery only.
 #[test]
 fn row_429_has_three_scopes() {
     let after = [("retry-after", "120")];
@@ -316,7 +316,7 @@ fn row_429_has_three_scopes() {
     }
 }
 
-/// 3.6 row 500/502/504 (3.7: no Retry-After, HTML of a proxy): R; the lane judges the origin.
+/// docs/push-services.md 3.6, row "other 5xx" (3.7: no Retry-After, HTML of a proxy): tried again; the origin's health judges.
 #[test]
 fn row_500_502_504_is_trouble() {
     for who in EVERYONE {
@@ -333,7 +333,7 @@ fn row_500_502_504_is_trouble() {
     }
 }
 
-/// 3.6 row 503: with Retry-After the origin, without one more 5xx.
+/// docs/push-services.md 3.6, row 503: with Retry-After the origin, without one more 5xx.
 #[test]
 fn row_503() {
     let after = [("retry-after", "120")];
@@ -348,7 +348,7 @@ fn row_503() {
     assert_eq!(write, retry(Some(120_000), "unavailable", Blame::Trouble));
 }
 
-/// 3.6 row DNS NXDOMAIN: R 3 times over 24 h, then S; never S where the host is documented.
+/// docs/push-services.md 3.6, row "no such host": 3 times over 24 h, then gone; never gone where the host is documented.
 #[test]
 fn row_dns_nxdomain() {
     let missing = Answer::NotConnected(ConnectFailure::NoSuchHost);
@@ -375,7 +375,7 @@ fn row_dns_nxdomain() {
     }
 }
 
-/// 3.6 row DNS, SERVFAIL/timeouts, and DESIGN 2.2: connect and TLS condemn the origin and are no attempt.
+/// docs/push-services.md 3.6, row "no connection": it condemns the origin and is no attempt.
 #[test]
 fn what_fails_before_the_post_condemns_the_origin() {
     for who in EVERYONE {
@@ -394,7 +394,7 @@ fn what_fails_before_the_post_condemns_the_origin() {
     }
 }
 
-/// DESIGN 7: a host with forbidden addresses only.
+/// A host with forbidden addresses only (docs/design.md 6.1).
 #[test]
 fn a_forbidden_address_ends_it_unless_the_host_is_known() {
     let forbidden = Answer::NotConnected(ConnectFailure::Forbidden);

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use serde_json::Value;
 
-/// What WNS says beside the status (PUSH-SERVICES 3.4); `received` is no news.
+/// The word of WNS beside the status (docs/push-services.md 3.4); `received` is no news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WnsStatus {
     Dropped,
@@ -27,11 +27,11 @@ pub(super) fn wns_status(headers: &HeaderMap) -> Option<WnsStatus> {
 /// An error in the service's own words. Empty, HTML, torn or not even text: then there are no words, and the status decides.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    /// Mozilla's number (PUSH-SERVICES 3.2); null at times.
+    /// Mozilla's number (docs/push-services.md 3.2); null at times.
     pub(super) errno: Option<u64>,
-    /// Apple's word (PUSH-SERVICES 3.3).
+    /// Apple's word (docs/push-services.md 3.3).
     pub(super) reason: Option<String>,
-    /// Body and WNS's description (PUSH-SERVICES 3.4), in lower case.
+    /// Body and WNS's description (docs/push-services.md 3.4), in lower case.
     text: String,
 }
 
@@ -55,12 +55,13 @@ impl Told {
 
     /// The texts that mean: this subscription was made with another key.
     pub(super) fn wrong_key(&self) -> bool {
-        // FCM (PUSH-SERVICES 3.1): "the VAPID credentials in the authorization header do not correspond to the credentials used to
+        // FCM (docs/push-services.md 3.1): "the VAPID credentials in the authorization header do not correspond to the
+        // credentials used to
         // create the subscriptions."
         self.says("do not correspond to the credentials")
-            // Mozilla (3.7): "VAPID public key mismatch".
+            // Mozilla (docs/push-services.md 3.7): "VAPID public key mismatch".
             || self.says("public key mismatch")
-            // WNS (3.4): "JWT Authentication Failed", "public key ... channel Url".
+            // WNS (docs/push-services.md 3.4): "JWT Authentication Failed", "public key ... channel Url".
             || self.says("jwt authentication failed")
             || self.says("public key") && self.says("channel url")
     }
@@ -68,9 +69,9 @@ impl Told {
     /// The texts that mean: this token is not valid, whatever the subscription.
     pub(super) fn wrong_token(&self) -> bool {
         const TEXTS: [&str; 8] = [
-            // FCM (PUSH-SERVICES 3.1).
+            // FCM (docs/push-services.md 3.1).
             "invalid jwt",
-            // Mozilla (3.7).
+            // Mozilla (docs/push-services.md 3.7).
             "missing vapid",
             "invalid vapid",
             "unknown auth scheme",

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-
 use crate::message::{BatchId, Lane, Service, UnixMillis};
 use crate::queue::Bell;
 use crate::store::key::WorkKey;
