@@ -31,7 +31,7 @@ use crate::descriptors;
 use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::answer::{Answerer, Item, Told};
 use crate::ingest::line::{Rules, parse};
-use crate::ingest::share::Shares;
+use crate::ingest::share::{Shares, Turn};
 use crate::ingest::unread::{More, Unread};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES, LINE_SECONDS};
 use crate::message::{Name, Urgency};
@@ -40,7 +40,7 @@ use crate::protocol::reply::write_problem;
 use crate::protocol::request::{Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
 use crate::receipt::Receipts;
 use crate::store::Store;
-use crate::store::commit::{Apps, Done, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
+use crate::store::commit::{Apps, Done, Erasing, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
 use crate::store::live::ListKey;
 use crate::store::turns;
 use crate::vapid::token::Tokens;
@@ -125,7 +125,7 @@ impl Socket {
 
     /// Tells the metrics what it could still take.
     pub fn show(&self) {
-        let Shares { connections, chunks, lines, unanswered, answers, places: _ } = &self.shares;
+        let Shares { connections, chunks, lines, unanswered, answers, .. } = &self.shares;
         metrics::level("fanfare_clients_free", "socket", self.name.clone(), connections.free() as f64);
         let kib = [chunks, lines, unanswered, answers].map(|share| share.free()).iter().sum::<usize>();
         metrics::level("fanfare_ingest_free_bytes", "socket", self.name.clone(), kib as f64 * 1024.0);
@@ -241,6 +241,7 @@ async fn converse(stream: UnixStream, socket: Arc<Socket>, door: Arc<Door>) {
         items,
         slice: Slice::default(),
         follows: false,
+        turn: None,
     };
     let mut stop = reader.door.stop.clone();
     let items = reader.items.clone();
@@ -271,6 +272,8 @@ struct Reader {
     /// A following `events` is the last request of its connection.
     follows: bool,
     from: turns::From,
+    /// Held while lines are read, and given back before anything is waited for.
+    turn: Option<Turn>,
 }
 
 /// Writes that are handed over together.
@@ -310,6 +313,9 @@ impl Reader {
                 }
             }
             while let Some(line) = unread.next_line() {
+                if self.turn.is_none() {
+                    self.turn = Some(socket.shares.turn().await);
+                }
                 (lines, bytes) = (lines + 1, bytes + line.len());
                 if std::mem::take(&mut skipping) {
                     continue;
@@ -324,7 +330,8 @@ impl Reader {
                 }
                 if lines >= TURN_LINES || bytes >= TURN_BYTES {
                     (lines, bytes) = (0, 0);
-                    // Connections take turns on the threads that read them all.
+                    self.turn = None;
+                    // The other sockets' tasks, too.
                     tokio::task::yield_now().await;
                 }
             }
@@ -338,6 +345,7 @@ impl Reader {
                 unread.forget_taken();
             }
             self.hand_over().await;
+            self.turn = None;
         }
         self.hand_over().await;
     }
@@ -500,7 +508,10 @@ impl Reader {
             Request::Erase(erase) => {
                 let (reply, swept) = oneshot::channel();
                 let everywhere = self.socket.operator;
-                Prepared::Write(Op::Erase { erase, everywhere, apps: apps(), reply }, Told::Erase { id, swept })
+                Prepared::Write(
+                    Op::Erase { erase, everywhere, apps: apps(), so_far: Erasing::new(reply) },
+                    Told::Erase { id, swept },
+                )
             }
             read => Prepared::Read(read),
         }
@@ -537,10 +548,19 @@ impl Reader {
         // What was reserved for lines that did not come is free again.
         drop(memory.last_mut().and_then(|last| last.split((room / 1024).min(last.num_permits()))));
         let mut own = self.own_share(ops.len(), bytes).await;
-        let Ok(place) = timeout(PATIENCE, self.socket.shares.places.take(ops.len())).await else {
-            drop(ops);
-            drop(memory);
-            return self.overloaded(told, own).await;
+        let place = match self.socket.shares.places.try_take(ops.len()) {
+            Some(place) => place,
+            None => {
+                self.turn = None;
+                match timeout(PATIENCE, self.socket.shares.places.take(ops.len())).await {
+                    Ok(place) => place,
+                    Err(_) => {
+                        drop(ops);
+                        drop(memory);
+                        return self.overloaded(told, own).await;
+                    }
+                }
+            }
         };
         // Until it is answered: the client may not take its answers.
         own.extend(memory);
@@ -575,6 +595,7 @@ impl Reader {
             None => {
                 // Who waits holds nothing, so that all of it comes back.
                 self.hand_over().await;
+                self.turn = None;
                 self.socket.shares.unanswered.take(kib).await
             }
         };
@@ -583,19 +604,34 @@ impl Reader {
     }
 
     /// The share of one line, or answer, of so many bytes: of what the connection and what the socket may have.
-    async fn all_shares(&self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
+    async fn all_shares(&mut self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
         let mut places = self.own_share(1, bytes).await;
-        places.push(self.socket.shares.unanswered.take((bytes + LINE_OVERHEAD) / 1024 + 1).await);
+        let kib = (bytes + LINE_OVERHEAD) / 1024 + 1;
+        places.push(match self.socket.shares.unanswered.try_take(kib) {
+            Some(taken) => taken,
+            None => {
+                self.turn = None;
+                self.socket.shares.unanswered.take(kib).await
+            }
+        });
         places
     }
 
-    async fn own_share(&self, lines: usize, bytes: usize) -> Vec<OwnedSemaphorePermit> {
+    async fn own_share(&mut self, lines: usize, bytes: usize) -> Vec<OwnedSemaphorePermit> {
         let lines = u32::try_from(lines.min(CONNECTION_LINES)).expect("bounded");
         let bytes = u32::try_from(bytes.min(CONNECTION_BYTES)).expect("bounded");
         let mut places = Vec::with_capacity(2);
         // These semaphores are never closed.
-        places.extend(self.share.lines.clone().acquire_many_owned(lines).await);
-        places.extend(self.share.bytes.clone().acquire_many_owned(bytes).await);
+        for (share, most) in [(&self.share.lines, lines), (&self.share.bytes, bytes)] {
+            let taken = match share.clone().try_acquire_many_owned(most) {
+                Ok(taken) => Ok(taken),
+                Err(_) => {
+                    self.turn = None;
+                    share.clone().acquire_many_owned(most).await
+                }
+            };
+            places.extend(taken);
+        }
         places
     }
 }

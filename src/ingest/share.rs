@@ -28,12 +28,19 @@ pub struct Shares {
     pub unanswered: Share,
     /// KiB of what was read for an answer, until the client has taken it.
     pub answers: Share,
+    /// Turns of this socket's connections on the threads that read and answer: two for each such thread. All other connections of a
+    /// socket wait in a queue of their own, so that another socket's line meets a few of them there, however many they are.
+    turns: Arc<Semaphore>,
 }
+
+/// A connection's turn, until it is dropped.
+pub type Turn = OwnedSemaphorePermit;
 
 impl Shares {
     /// Divides so many connections, and the memory of `[ingest]`, among `sockets`.
     pub fn divide(connections: usize, ingest: &config::Ingest, sockets: usize) -> Vec<Shares> {
         let kib = ingest.memory_mb * 1_024;
+        let turns = 2 * std::thread::available_parallelism().map_or(1, usize::from).max(2);
         let line = line_kib(ingest.line_limit);
         let all = shares(connections, sockets, 1)
             .into_iter()
@@ -49,8 +56,14 @@ impl Shares {
             lines,
             unanswered,
             answers,
+            turns: Arc::new(Semaphore::new(turns)),
         })
         .collect()
+    }
+
+    /// Waits for a turn, in the order of those who ask. Whoever has it must not wait for anything.
+    pub async fn turn(&self) -> Turn {
+        self.turns.clone().acquire_owned().await.expect("it is never closed")
     }
 }
 

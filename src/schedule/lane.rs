@@ -113,7 +113,7 @@ impl Singles {
                 }
                 Err(_) => store.corrupt(family::WORK),
             }
-            self.next = just_behind(row);
+            self.next = key::just_behind(row);
             rows += 1;
             rows < ROWS
         })?;
@@ -121,14 +121,14 @@ impl Singles {
         if self.exhausted && self.last_seen < self.newest {
             // Rows up to the newest were there to be read; the last of them are done with already.
             self.last_seen = self.newest;
-            self.next = self.next.clone().max(self.newest.map_or_else(Vec::new, |newest| just_behind(&newest.encode())));
+            self.next = self.next.clone().max(self.newest.map_or_else(Vec::new, |newest| key::just_behind(&newest.encode())));
         }
         Ok(())
     }
 }
 
 impl Due {
-    fn read(&mut self, store: &Store, lane: Lane, now: UnixMillis) -> Result<(), ReadError> {
+    pub(super) fn read(&mut self, store: &Store, lane: Lane, now: UnixMillis) -> Result<(), ReadError> {
         let end = key::after_prefix(&key::lane_prefix(lane));
         self.first = None;
         store.reader()?.scan(family::DUE, &self.next.clone(), &end, |row, _| {
@@ -140,15 +140,8 @@ impl Due {
                 Ok(key) => self.ready.push_back(key),
                 Err(_) => store.corrupt(family::DUE),
             }
-            self.next = just_behind(row);
+            self.next = key::just_behind(row);
             true
         })
     }
-}
-
-/// The first key behind `key`.
-pub(super) fn just_behind(key: &[u8]) -> Vec<u8> {
-    let mut behind = key.to_vec();
-    behind.push(0);
-    behind
 }

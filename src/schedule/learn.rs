@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crate::message::{BatchId, Service, UnixMillis};
 use crate::schedule::Schedule;
-use crate::schedule::lane::{LaneState, ROWS, just_behind};
+use crate::schedule::lane::{LaneState, ROWS};
 use crate::schedule::list::ListRun;
 use crate::schedule::pace::Pace;
+use crate::store::key::{self, just_behind};
+use crate::store::list_state;
 use crate::store::live::{List, ListKey};
 use crate::store::registry::walk::Shape;
 use crate::store::writer::{Fresh, Latest, Settle};
-use crate::store::{key, list_state};
 
 impl Schedule {
     pub(super) fn learn(&mut self, latest: Latest, now: UnixMillis) {

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use crate::schedule::step::HELD_MILLIS;
 use crate::schedule::{Queues, Schedule};
 use crate::store::key::{DueKey, WorkKey};
 use crate::store::run::{Run, Source};
-use crate::store::writer::News;
+use crate::store::writer::{Latest, News};
 use crate::store::{Rows, Store, family, testing};
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);

@@ -16,7 +16,7 @@ use crate::protocol::request::{
     Whose,
 };
 use crate::services::Services;
-use crate::store::erase::Swept;
+use crate::store::erase::{Asked, Swept};
 use crate::store::record::{Put, put_message, put_recipient};
 use crate::store::{turns, watch};
 
@@ -116,9 +116,25 @@ pub enum Op {
         /// On the operator's word: also in apps that are not configured any more.
         everywhere: bool,
         apps: Apps,
-        /// Told when nothing waits any more and the logs are blanked.
-        reply: tokio::sync::oneshot::Sender<Swept>,
+        so_far: Erasing,
     },
+}
+
+/// An erasure that may take several turns.
+pub struct Erasing {
+    /// Subscriptions that are removed.
+    pub removed: u64,
+    /// There is room for all its rules.
+    pub begun: bool,
+    /// Told when nothing waits any more and the logs are blanked.
+    pub asked: Arc<Asked>,
+}
+
+impl Erasing {
+    /// One that has not begun.
+    pub fn new(reply: tokio::sync::oneshot::Sender<Swept>) -> Erasing {
+        Erasing { removed: 0, begun: false, asked: Asked::new(reply) }
+    }
 }
 
 impl Op {

@@ -6,7 +6,7 @@
 //! logs: to blank a second time changes nothing. The row names whom it is about by hashes alone.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -60,7 +60,20 @@ pub struct Erasure {
     waits_for: HashMap<Holder, Upto>,
     cancelled: u64,
     /// Nobody waits for what was begun before the start.
-    reply: Option<oneshot::Sender<Swept>>,
+    asked: Option<Arc<Asked>>,
+}
+
+/// The one that asked for an erasure, which may have several parts.
+pub struct Asked {
+    swept: Mutex<Swept>,
+    reply: oneshot::Sender<Swept>,
+}
+
+impl Asked {
+    /// Told when the last part is done: when nothing but that part holds this any more.
+    pub fn new(reply: oneshot::Sender<Swept>) -> Arc<Asked> {
+        Arc::new(Asked { swept: Mutex::default(), reply })
+    }
 }
 
 impl Erasures {
@@ -122,20 +135,28 @@ impl Erasures {
 
 impl Erasure {
     /// One whose rules are not swept yet.
-    pub(super) fn new(row: Vec<u8>, rules: &[(Holder, Upto)], reply: oneshot::Sender<Swept>) -> Erasure {
+    pub(super) fn new(row: Vec<u8>, rules: &[(Holder, Upto)], asked: Arc<Asked>) -> Erasure {
         let whom = rules.iter().map(|(holder, _)| holder.clone()).collect();
-        Erasure { row, whom, waits_for: rules.iter().cloned().collect(), cancelled: 0, reply: Some(reply) }
+        Erasure { row, whom, waits_for: rules.iter().cloned().collect(), cancelled: 0, asked: Some(asked) }
     }
 
     /// One that the last run has left; of its rules these are not swept yet.
     pub(super) fn left(row: Vec<u8>, whom: Vec<Holder>, unswept: HashMap<Holder, Upto>) -> Erasure {
-        Erasure { row, whom, waits_for: unswept, cancelled: 0, reply: None }
+        Erasure { row, whom, waits_for: unswept, cancelled: 0, asked: None }
     }
 
     /// Tells who asked.
     pub(super) fn done(self, blanked: u64) {
-        // Nobody may wait for it any more.
-        let _gone = self.reply.map(|reply| reply.send(Swept { cancelled: self.cancelled, blanked }));
+        let Some(asked) = self.asked else { return };
+        {
+            let mut swept = lock(&asked.swept);
+            swept.cancelled += self.cancelled;
+            swept.blanked += blanked;
+        }
+        if let Some(Asked { swept, reply }) = Arc::into_inner(asked) {
+            // Nobody may wait for it any more.
+            let _gone = reply.send(swept.into_inner().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::commit::{Apps, Done, Op, Preparing, Writes};
 use super::read::Status;
 use super::run::{Run, load, unread};
 use super::sweep::{self, Sweep};
-use super::turns::{Turns, turns};
+use super::turns::{From, Turns, turns};
 use super::writer::{News, Settings, Settle, Settled, Settlement, Writer};
 use super::{Store, testing};
 use crate::clock;
@@ -205,6 +205,13 @@ impl<M: Model> World<M> {
         let (reply, answers) = oneshot::channel();
         assert!(self.run().commits.send(Writes::new(ops, reply)).is_ok(), "the writer takes it");
         answers
+    }
+
+    /// The same on another connection; nobody waits for its answer.
+    pub fn hand_in_beside(&mut self, op: Op) {
+        let (reply, _nobody) = oneshot::channel();
+        let from = From { socket: 7, connection: 7 };
+        assert!(self.run().commits.send(Writes { from, ..Writes::new(vec![op], reply) }).is_ok(), "the writer takes it");
     }
 
     pub fn preparing(&self) -> Preparing<'_> {

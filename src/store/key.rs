@@ -146,6 +146,13 @@ pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+/// The first key that comes after this one.
+pub fn just_behind(key: &[u8]) -> Vec<u8> {
+    let mut behind = key.to_vec();
+    behind.push(0);
+    behind
+}
+
 /// Key of a batch's row in `outcome`.
 pub fn batch_key(batch: &BatchId) -> Vec<u8> {
     let mut put = Put::default();

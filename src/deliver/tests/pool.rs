@@ -74,7 +74,9 @@ fn the_end_of_the_runtime_leaves_no_post_unanswered() {
     runtime.shutdown_timeout(Duration::from_secs(5));
     let Stage { pool, answers, .. } = stage;
     drop(pool);
-    let mut indices: Vec<u16> = answers.iter().map(|answered| answered.delivery.id.index).collect();
+    let mut indices: Vec<u16> = std::iter::from_fn(|| answers.recv_timeout(Duration::from_secs(20)).ok())
+        .map(|answered| answered.delivery.id.index)
+        .collect();
     indices.sort_unstable();
     assert_eq!(indices, (0..50).collect::<Vec<u16>>());
 }

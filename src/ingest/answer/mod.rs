@@ -36,6 +36,8 @@ use crate::store::erase::Swept;
 use crate::store::registry::walk::Wanted;
 use crate::store::{ReadError, watch};
 
+/// Answers that are written in one turn.
+const TURN_ANSWERS: usize = 128;
 /// A client that takes nothing for so long is cut off.
 const STUCK: Duration = Duration::from_secs(30);
 static CUT_OFF: Complaint = Complaint::each_minute();
@@ -204,8 +206,16 @@ impl Answerer {
                 places.extend(held);
                 let answers = answers.await.unwrap_or_else(|_| told.iter().map(|_| stopped()).collect());
                 let mut taken = 0;
-                for (told, done) in told.into_iter().zip(answers) {
+                let mut turn = None;
+                for (number, (told, done)) in told.into_iter().zip(answers).enumerate() {
                     taken += u64::from(!matches!(done, Done::Failed { .. }));
+                    if number.is_multiple_of(TURN_ANSWERS) {
+                        drop(turn.take());
+                        turn = Some(self.socket.shares.turn().await);
+                    }
+                    if waits(&told) {
+                        drop(turn.take());
+                    }
                     match (told, done) {
                         (Told::Update { id, subscription, refusing }, Done::Failed { problem, .. })
                             if problem.code == Code::NotFound && !refusing.is_empty() =>
@@ -475,6 +485,11 @@ async fn stuck(shares: &Shares) {
             return;
         }
     }
+}
+
+/// Whether more than writing may be needed for this answer.
+fn waits(told: &Told) -> bool {
+    matches!(told, Told::Update { .. } | Told::Account { .. } | Told::Test { .. } | Told::Erase { .. })
 }
 
 /// Whether a request may have much to look at: one of a hundred million subscriptions takes a minute.

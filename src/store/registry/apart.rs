@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::message::{Account, Ending, MessageId, Recipient, Reference, Segment, SubscriptionId};
 use crate::protocol::request::{By, Devices, Erase, EventType, Payload, Send, Subscribe, Subscriptions, Target, To, Whose};
-use crate::store::commit::{Apps, Done, Op, prepare_send, prepare_subscribe};
+use crate::store::commit::{Apps, Done, Erasing, Op, prepare_send, prepare_subscribe};
 use crate::store::erase::Swept;
 use crate::store::harness::{self, HOSTS, HarnessOnly, Setup};
 use crate::store::key::after_prefix;
@@ -144,7 +144,7 @@ impl World {
 
     fn erase(&mut self, erase: Erase, everywhere: bool, apps: Apps) -> (u64, oneshot::Receiver<Swept>) {
         let (reply, swept) = oneshot::channel();
-        match self.hand_over(Op::Erase { erase, everywhere, apps, reply }) {
+        match self.hand_over(Op::Erase { erase, everywhere, apps, so_far: Erasing::new(reply) }) {
             Done::Erased { removed } => (removed, swept),
             other => panic!("{other:?}"),
         }

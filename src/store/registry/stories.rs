@@ -20,8 +20,8 @@ use crate::clock;
 use crate::message::{
     Account, Delivery, Ending, Message, MessageId, Name, Recipient, Reference, Segment, SubscriptionId, SubscriptionKey,
 };
-use crate::protocol::request::{Code, Devices, Erase, EventType, Payload, Read, Send, Subscribe, Target, To, Whose};
-use crate::store::commit::{Done, Op, prepare_send, prepare_subscribe};
+use crate::protocol::request::{Code, Devices, Erase, EventType, Payload, Read, Send, Subscribe, Target, To, Update, Whose};
+use crate::store::commit::{Done, Erasing, Op, prepare_send, prepare_subscribe};
 use crate::store::erase::{COMPACTION_ROW, Swept};
 use crate::store::harness::{self, HOSTS, How, Model, Setup};
 use crate::store::registry::account_hash;
@@ -509,7 +509,10 @@ fn who_is_erased_is_told_of_no_more() {
     });
     let (reply, mut swept) = oneshot::channel();
     let erase = Erase::Account(Whose { account: Account::from("anna"), app: None });
-    assert_eq!(world.hand_over(Op::Erase { erase, everywhere: false, apps: apps.clone(), reply }), Done::Erased { removed: 1 });
+    assert_eq!(
+        world.hand_over(Op::Erase { erase, everywhere: false, apps: apps.clone(), so_far: Erasing::new(reply) }),
+        Done::Erased { removed: 1 }
+    );
     std::thread::sleep(Duration::from_millis(5));
     world.sweep();
     assert_eq!(swept.try_recv().expect("told").cancelled, 2);
@@ -528,7 +531,52 @@ fn who_is_erased_is_told_of_no_more() {
 fn erase(world: &mut World, account: &str) -> (Op, oneshot::Receiver<Swept>) {
     let (reply, swept) = oneshot::channel();
     let erase = Erase::Account(Whose { account: Account::from(account), app: None });
-    (Op::Erase { erase, everywhere: false, apps: world.apps.clone(), reply }, swept)
+    (Op::Erase { erase, everywhere: false, apps: world.apps.clone(), so_far: Erasing::new(reply) }, swept)
+}
+
+#[test]
+fn an_account_of_many_browsers_is_switched_and_erased_over_several_turns() {
+    let mut world = World::with_accounts_of(100);
+    for who in 0..10 {
+        world.subscribe(who, Some(vec![tag_name(who % 2)]), None, Some("anna"));
+    }
+    let (anna, apps) = (Whose { account: Account::from("anna"), app: None }, world.apps.clone());
+    for enabled in [false, true] {
+        let op = Op::Switch { who: anna.clone(), enabled, apps: apps.clone() };
+        let mut answers = world.hand_in(vec![op]);
+        for other in 0..2u8 {
+            world.run().writer.play();
+            assert!(answers.try_recv().is_err(), "it is not done in one turn");
+            // Those of another connection change meanwhile: one that is counted already, and one that is not.
+            let who = if enabled { 1 + 7 * other } else { 9 * other };
+            let update = Update {
+                subscription: id_of(who),
+                enabled: None,
+                name: None,
+                account: None,
+                scopes: None,
+                tags: Some(vec![tag_name(1 - who % 2)]),
+                attributes: None,
+            };
+            world.hand_in_beside(Op::Update { update: Box::new(update), apps: apps.clone() });
+        }
+        world.pump();
+        assert_eq!(answers.try_recv().expect("it is answered"), [Done::Updated]);
+        Readers::check(&mut world);
+    }
+    let (op, mut swept) = erase(&mut world, "anna");
+    let mut answers = world.hand_in(vec![op]);
+    let mut turns = 0;
+    while answers.try_recv().is_err() {
+        assert!(turns < 20 && swept.try_recv().is_err());
+        world.run().writer.play();
+        turns += 1;
+    }
+    assert!(turns > 2, "{turns} turns");
+    world.sweep();
+    assert!(swept.try_recv().is_ok(), "told once all parts are done");
+    assert_eq!((world.rows_with(family::META, b"erase/"), world.rows_with(family::INDEX, b"anna")), (0, 0));
+    Readers::check(&mut world);
 }
 
 /// Rows of events and heads that name a browser or its account.

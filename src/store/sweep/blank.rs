@@ -7,8 +7,9 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 
 use crate::store::erase::{COMPACTION_ROW, Erasure, Whom};
+use crate::store::key::just_behind;
 use crate::store::registry::row::Fallback;
-use crate::store::sweep::{Puts, Ranges, Sweep, just_behind};
+use crate::store::sweep::{Puts, Ranges, Sweep};
 use crate::store::writer::Settle;
 use crate::store::{ReadError, family};
 

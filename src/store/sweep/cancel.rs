@@ -13,7 +13,7 @@ use crate::protocol::reason;
 use crate::store::key::{self, DueKey, WorkKey};
 use crate::store::live::{Holder, RuleSet};
 use crate::store::record;
-use crate::store::sweep::{SLICE, Sweep, just_behind};
+use crate::store::sweep::{SLICE, Sweep};
 use crate::store::writer::{Settle, StoredRule, read_rule};
 use crate::store::{ReadError, family};
 
@@ -66,7 +66,7 @@ impl Sweep {
                     rows.len() < SLICE && bytes < 4 << 20
                 })?;
                 let Some((last, _)) = rows.last() else { break };
-                start = just_behind(last);
+                start = key::just_behind(last);
                 // Nothing is claimed: what the cancellation does not concern is not touched, and what it does concern is not
                 // shown as in flight in between.
                 let (mut erased, mut cancelled) = (Vec::new(), Vec::new());

@@ -13,7 +13,7 @@ use crate::protocol::reason;
 use crate::store::key::{self, DueKey, Waiting, WorkKey};
 use crate::store::load::DueClaim;
 use crate::store::record;
-use crate::store::sweep::{EVERY, SLICE, Sweep, just_behind};
+use crate::store::sweep::{EVERY, SLICE, Sweep};
 use crate::store::writer::{Settle, Settled, Settlement, first_row_key};
 use crate::store::{ReadError, family};
 
@@ -68,7 +68,7 @@ impl Sweep {
                 Ok(Hint::None) => {}
                 Err(record::Corrupt) => store.corrupt(family),
             }
-            start = just_behind(row);
+            start = key::just_behind(row);
             seen += 1;
             more = seen == SLICE;
             !more
@@ -89,7 +89,7 @@ impl Sweep {
                 rows.len() < SLICE
             })?;
             let Some(last) = rows.last() else { return Ok(()) };
-            start = just_behind(last);
+            start = key::just_behind(last);
             let mut put = Vec::new();
             let mut settled = Vec::new();
             let looked = rows.iter().try_for_each(|row| self.expire_hint(row, now, &mut put, &mut settled));

@@ -9,11 +9,12 @@ use std::collections::hash_map::Entry;
 use bytes::Bytes;
 
 use crate::message::{BatchId, UnixMillis};
+use crate::store::key::just_behind;
 use crate::store::live::{Holder, ListKey, ending};
 use crate::store::log::{Dropped, Excess};
 use crate::store::record::{self, Take};
 use crate::store::rows::number;
-use crate::store::sweep::{Puts, Ranges, Sweep, just_behind};
+use crate::store::sweep::{Puts, Ranges, Sweep};
 use crate::store::writer::{Lifted, Settle, read_list, read_rule};
 use crate::store::{ReadError, Reader, family, key, list_state};
 

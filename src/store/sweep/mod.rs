@@ -180,10 +180,3 @@ impl Sweep {
 
 type Ranges = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
 type Puts = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
-
-/// The first key that comes after this one.
-fn just_behind(row: &[u8]) -> Vec<u8> {
-    let mut behind = row.to_vec();
-    behind.push(0);
-    behind
-}

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::clock;
 use crate::limits::{COMMIT_BYTES, IDEMPOTENCY_MILLIS, PIECE_BYTES, PIECE_RECIPIENTS_MAX, SINGLE_RECIPIENTS_MAX};
 use crate::message::{AccountHash, BatchId, Delivery, DeliveryId, Lane, MessageId, Service, SubscriptionId, UnixMillis, Urgency};
-use crate::protocol::request::{Code, Problem, State, Step};
+use crate::protocol::request::{Code, Erase, Problem, State, Step};
 use crate::store::commit::{self, Apps, Chunk, Done, NewMessage, NewRecipients, Op, Writes};
 use crate::store::erase::Erasure;
 use crate::store::key::{self, ChunkKey, DueKey};
@@ -39,9 +39,7 @@ impl Writer {
         while !full {
             let Some(mut incoming) = self.commits.next() else { break };
             while !full && let Some(mut op) = incoming.ops.pop_front() {
-                if let Op::Send(new) = &mut op
-                    && !self.look_up(new, began + GROUP_TIME, &group)
-                {
+                if !self.prepare(&mut op, began + GROUP_TIME, &mut group) {
                     // It goes on at its next turn.
                     incoming.ops.push_front(op);
                     full = true;
@@ -58,6 +56,19 @@ impl Writer {
             writes.push(incoming);
         }
         (writes, group)
+    }
+
+    /// Does some of the work that a line has with many names or browsers; whether that was all of it.
+    fn prepare(&mut self, op: &mut Op, until: Instant, group: &mut Group) -> bool {
+        // An error is found again, and answered, when the line is taken.
+        match op {
+            Op::Send(new) => self.look_up(new, until, group),
+            Op::Switch { who, enabled, apps } => self.tally_some(who, *enabled, apps, group).unwrap_or(true),
+            Op::Erase { erase: Erase::Account(who), apps, so_far, .. } => {
+                self.erase_some(who, apps, so_far, group).unwrap_or(true)
+            }
+            _ => true,
+        }
     }
 
     /// Looks up some of many names that a message is addressed to; whether all of them are.
@@ -92,7 +103,7 @@ impl Writer {
             }
             Op::MarkRead { who, what, apps } => self.take_mark_read(&who, &what, &apps, group),
             Op::Feedback { id, subscription, kind, apps } => self.take_feedback(id, subscription, kind, &apps, group),
-            Op::Erase { erase, everywhere, apps, reply } => self.take_erase(&erase, everywhere, &apps, reply, group),
+            Op::Erase { erase, everywhere, apps, so_far } => self.take_erase(&erase, everywhere, &apps, so_far, group),
         };
         done.unwrap_or_else(|failure| failure.into_done())
     }

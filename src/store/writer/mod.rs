@@ -18,6 +18,7 @@
 mod accept;
 mod campaign;
 mod command;
+mod crowd;
 mod event;
 mod news;
 mod overlay;
@@ -61,6 +62,7 @@ use crate::store::turns::Commits;
 use crate::store::watch::Watch;
 use crate::store::writer::campaign::know_apps;
 use crate::store::writer::command::Pursuit;
+use crate::store::writer::crowd::Tally;
 use crate::store::writer::event::Events;
 use crate::store::writer::presence::load_presence;
 use crate::store::writer::registry::Verdict;
@@ -200,6 +202,8 @@ pub struct Writer {
     next_serial: HashMap<Service, u64>,
     /// Accounts with many browsers, and how many: as of the group under construction.
     crowds: HashMap<AccountHash, usize>,
+    /// Accounts that are being switched: one for each such line that waits for its next turn.
+    tallies: HashMap<AccountHash, Tally>,
     /// Campaigns that are over and have met everybody: what ended with them is to be told.
     walked_out: Vec<ListKey>,
     /// `test`s that wait for their results.
@@ -337,6 +341,7 @@ impl Writer {
             releasing,
             next_serial,
             crowds: HashMap::new(),
+            tallies: HashMap::new(),
             walked_out: Vec::new(),
             rules,
             whose: HashMap::new(),

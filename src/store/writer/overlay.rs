@@ -1,7 +1,7 @@
 //! Rows of the registry as they will be when the group under construction is written: what its lines have changed, over what is on
 //! disk. So each line sees those before it, and a row that many lines change (a count, an account) is written once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -35,19 +35,32 @@ impl Overlay {
 
     /// The keys that begin with `prefix`, in order.
     pub(super) fn keys(&self, store: &Store, family: &'static str, prefix: &[u8]) -> Result<Vec<Vec<u8>>, ReadError> {
-        let mut keys = BTreeMap::new();
-        store.reader()?.scan(family, prefix, &key::after_prefix(prefix), |key, _| {
-            keys.insert(key.to_vec(), true);
-            true
+        self.keys_behind(store, family, prefix, &[], usize::MAX)
+    }
+
+    /// The first keys that begin with `prefix` and sort behind `behind`, in order, so many at most.
+    pub(super) fn keys_behind(
+        &self,
+        store: &Store,
+        family: &'static str,
+        prefix: &[u8],
+        behind: &[u8],
+        most: usize,
+    ) -> Result<Vec<Vec<u8>>, ReadError> {
+        let from = if behind.is_empty() { prefix.to_vec() } else { key::just_behind(behind) };
+        let mut keys = BTreeSet::new();
+        store.reader()?.scan(family, &from, &key::after_prefix(prefix), |key, _| {
+            let deleted = !self.0.is_empty() && matches!(self.0.get(&(family, key.to_vec())), Some(None));
+            if !deleted {
+                keys.insert(key.to_vec());
+            }
+            keys.len() < most
         })?;
         #[cfg(test)]
         store.walked.fetch_add(keys.len(), std::sync::atomic::Ordering::Relaxed);
-        let changed =
-            self.0.range((family, prefix.to_vec())..).take_while(|((of, key), _)| *of == family && key.starts_with(prefix));
-        for ((_, key), value) in changed {
-            keys.insert(key.clone(), value.is_some());
-        }
-        Ok(keys.into_iter().filter(|(_, there)| *there).map(|(key, _)| key).collect())
+        let changed = self.0.range((family, from)..).take_while(|((of, key), _)| *of == family && key.starts_with(prefix));
+        keys.extend(changed.filter(|(_, value)| value.is_some()).map(|((_, key), _)| key.clone()));
+        Ok(keys.into_iter().take(most).collect())
     }
 
     /// Puts all changes.

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
 use crate::message::{
     Account, AccountHash, KeyId, MessageId, Name, Recipient, Registered, Service, SubscriptionId, SubscriptionKey, UnixMillis,
 };
 use crate::protocol::reason;
 use crate::protocol::request::{Code, Erase, EventType, Problem, Rejected, Subscribe, Update, Whose};
-use crate::store::commit::{Addressed, Apps, Done, NewSubscription, Resolved};
-use crate::store::erase::{Erasure, Swept};
+use crate::store::commit::{Addressed, Apps, Done, Erasing, NewSubscription, Resolved};
 use crate::store::live::{Holder, ListKey, subscription_hash};
 use crate::store::record::Put;
 use crate::store::registry::account_hash;
@@ -22,18 +20,13 @@ use crate::store::rows::number;
 use crate::store::writer::Writer;
 use crate::store::writer::accept::{Failure, Group};
 use crate::store::writer::event::{Event, What};
-use crate::store::writer::rows::{erasure_key, erasure_row};
 use crate::store::{ReadError, Store, family};
 
 /// `seen` is written once a day.
 const SEEN_MILLIS: u64 = 24 * 60 * 60 * 1_000;
 
-/// An account with so many browsers is not counted anew for each that comes.
-const CROWD: usize = 64;
 /// Names that are looked up between two looks at the clock.
 const LOOKED_UP: usize = 16;
-/// Such accounts that are kept in memory.
-const CROWDS: usize = 4_096;
 
 /// Both rows of a subscription.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +52,7 @@ pub(super) enum Verdict {
 }
 
 impl Writer {
-    fn app(&self, app: &str) -> Result<App, Failure> {
+    pub(super) fn app(&self, app: &str) -> Result<App, Failure> {
         self.store.registry.app(app).ok_or_else(|| Failure::of(Code::InvalidField, Some("app"), "is no app of this daemon"))
     }
 
@@ -93,7 +86,7 @@ impl Writer {
         numbers.filter_map(|number| self.find(number, id, group).transpose()).collect()
     }
 
-    fn account_keys(&self, app: App, account: &str, group: &Group) -> Result<Vec<SubscriptionKey>, ReadError> {
+    pub(super) fn account_keys(&self, app: App, account: &str, group: &Group) -> Result<Vec<SubscriptionKey>, ReadError> {
         let keys = group.registry.keys(&self.store, family::INDEX, &row::account_prefix(app, account))?;
         Ok(keys.iter().filter_map(|key| row::take_key(key).ok()).collect())
     }
@@ -108,7 +101,7 @@ impl Writer {
         new: Option<&Stored>,
         group: &mut Group,
     ) -> Result<(), ReadError> {
-        self.recount(old, new);
+        self.recount(key, old, new);
         let at = row::subscription_key(key);
         let undo = self.settings.undo;
         let before = old.map_or_else(BTreeMap::new, |stored| derived(key, stored, undo));
@@ -144,12 +137,7 @@ impl Writer {
     fn counted(&self, stored: &Stored) -> Vec<Posting> {
         let of = &stored.subscription;
         let disabled = of.account.as_ref().is_some_and(|account| self.store.registry.is_disabled(account_hash(of.app, account)));
-        if of.gone || !of.enabled || disabled {
-            return Vec::new();
-        }
-        let mut counted = of.postings();
-        counted.push(Store::app_posting(of.app));
-        counted
+        if disabled { Vec::new() } else { counted_if_enabled(stored) }
     }
 
     fn count(&self, changes: BTreeMap<Posting, i64>, group: &mut Group) -> Result<(), ReadError> {
@@ -242,37 +230,6 @@ impl Writer {
         Ok(())
     }
 
-    /// How many browsers an account has. Of one that has many it is kept, so that they are counted once and not for each that comes.
-    fn browsers_of(&mut self, app: App, account: &str, group: &Group) -> Result<usize, ReadError> {
-        let who = account_hash(app, account);
-        if let Some(browsers) = self.crowds.get(&who) {
-            return Ok(*browsers);
-        }
-        let browsers = self.account_keys(app, account, group)?.len();
-        if browsers >= CROWD {
-            if self.crowds.len() >= CROWDS {
-                self.crowds.clear();
-            }
-            self.crowds.insert(who, browsers);
-        }
-        Ok(browsers)
-    }
-
-    /// A subscription may belong to another account now.
-    fn recount(&mut self, old: Option<&Stored>, new: Option<&Stored>) {
-        if self.crowds.is_empty() {
-            return;
-        }
-        for (stored, step) in [(old, -1), (new, 1)] {
-            let account = stored.and_then(|stored| Some((stored.subscription.app, stored.subscription.account.as_ref()?)));
-            if let Some((app, account)) = account
-                && let Some(browsers) = self.crowds.get_mut(&account_hash(app, account))
-            {
-                *browsers = browsers.saturating_add_signed(step);
-            }
-        }
-    }
-
     pub(super) fn take_update(&mut self, update: Update, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
         let Update { subscription: id, enabled, name, account, scopes, tags, attributes } = update;
         // Of several apps that know it, the first: scopes and tags are an app's own.
@@ -322,64 +279,43 @@ impl Writer {
         if self.store.registry.is_disabled(hash) != enabled {
             return Ok(());
         }
-        let mut changes: BTreeMap<Posting, i64> = BTreeMap::new();
-        let browsers = self.account_keys(app, account, group)?;
-        let stored: Vec<Stored> = browsers
-            .into_iter()
-            .map(|key| self.stored(key, group))
-            .collect::<Result<Vec<_>, _>>()?
-            .into_iter()
-            .flatten()
-            .collect();
-        for stored in &stored {
-            self.counted(stored).into_iter().for_each(|posting| *changes.entry(posting).or_default() -= 1);
-        }
+        let mut counts = self.tally(app, account, group)?;
         self.store.registry.set_disabled(app, hash, !enabled);
         group.switched.push((app, hash, enabled));
-        for stored in &stored {
-            self.counted(stored).into_iter().for_each(|posting| *changes.entry(posting).or_default() += 1);
-        }
         match enabled {
             true => group.registry.delete(family::INDEX, row::disabled_key(app, account)),
-            false => group.registry.put(family::INDEX, row::disabled_key(app, account), Vec::new()),
+            false => {
+                group.registry.put(family::INDEX, row::disabled_key(app, account), Vec::new());
+                counts.values_mut().for_each(|count| *count = -*count);
+            }
         }
-        self.count(changes, group)
+        self.count(counts, group)
     }
 
-    /// Removes, without a way back, what belongs to an account or a subscription in these apps, and lets the sweep end what waits
-    /// for it there. `everywhere`: what an app has left of a subscription that is not configured any more goes as well.
+    /// Removes, without a way back, all that belongs to an account or a subscription in these apps, and lets the sweep end what waits
+    /// for it there. `everywhere`: the rest that an app which is not configured any more has left of a subscription goes as well.
     pub(super) fn take_erase(
         &mut self,
         erase: &Erase,
         everywhere: bool,
         apps: &Apps,
-        reply: oneshot::Sender<Swept>,
+        so_far: Erasing,
         group: &mut Group,
     ) -> Result<Done, Failure> {
-        let (mut removed, mut browsers) = (0, Vec::new());
+        let mut removed = so_far.removed;
+        match erase {
+            Erase::Account(_) if so_far.begun => {}
+            Erase::Account(who) => self.may_erase(who, apps, group)?,
+            Erase::Subscription(_) if everywhere => {}
+            Erase::Subscription(_) => apps.iter().try_for_each(|app| self.may_have_rules(app, 1))?,
+        }
         let first = group.erased.len();
         match erase {
             Erase::Account(who) => {
                 for app in who.apps(apps) {
-                    let browsers = self.account_keys(self.app(app)?, &who.account, group)?.len() as u64;
-                    self.may_have_rules(app, 1 + browsers)?;
-                }
-            }
-            Erase::Subscription(_) if everywhere => {}
-            Erase::Subscription(_) => apps.iter().try_for_each(|app| self.may_have_rules(app, 1))?,
-        }
-        match erase {
-            Erase::Account(who) => {
-                for app in who.apps(apps) {
                     let number = self.app(app)?;
-                    for key in self.account_keys(number, &who.account, group)? {
-                        if let Some(old) = self.stored(key, group)? {
-                            // In another app the browser may be somebody else's.
-                            browsers.push((Some(app.clone()), old.id()));
-                            self.put_stored(key, Some(&old), None, group)?;
-                            removed += 1;
-                        }
-                    }
+                    let keys = self.account_keys(number, &who.account, group)?;
+                    removed += self.erase_browsers(app, keys, group)?;
                     // Disabled or not is the account's too.
                     self.switch(number, &who.account, true, group)?;
                     let hash = account_hash(number, &who.account);
@@ -389,24 +325,21 @@ impl Writer {
                 }
             }
             Erase::Subscription(id) => {
-                if everywhere {
-                    browsers.push((None, *id));
-                } else {
-                    // A raw send leaves no row in the registry: any of them may have something waiting.
-                    browsers.extend(apps.iter().map(|app| (Some(app.clone()), *id)));
-                }
                 for (key, old) in self.find_in(apps, *id, group)? {
                     self.put_stored(key, Some(&old), None, group)?;
                     removed += 1;
                 }
+                let hash = subscription_hash(*id);
+                match everywhere {
+                    true => self.sweep_until_here(Holder::Subscription(None, hash), group),
+                    // A raw send leaves no row in the registry: each app may have something waiting.
+                    false => {
+                        apps.iter().for_each(|app| self.sweep_until_here(Holder::Subscription(Some(app.clone()), hash), group))
+                    }
+                }
             }
         }
-        for (app, id) in browsers {
-            self.sweep_until_here(Holder::Subscription(app, subscription_hash(id)), group);
-        }
-        let erasure = Erasure::new(erasure_key(group.commit, group.erasures.len()), &group.erased[first..], reply);
-        group.registry.put(family::META, erasure.row.clone(), erasure_row(&erasure));
-        group.erasures.push(erasure);
+        self.begin_erasure(first, &so_far, group);
         Ok(Done::Erased { removed })
     }
 
@@ -736,4 +669,15 @@ fn derived(key: SubscriptionKey, stored: &Stored, undo: u64) -> Derived {
         }
     }
     rows
+}
+
+/// The counts that a subscription is in while its account is enabled: none if it cannot be reached.
+pub(super) fn counted_if_enabled(stored: &Stored) -> Vec<Posting> {
+    let of = &stored.subscription;
+    if of.gone || !of.enabled {
+        return Vec::new();
+    }
+    let mut counted = of.postings();
+    counted.push(Store::app_posting(of.app));
+    counted
 }

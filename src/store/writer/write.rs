@@ -367,6 +367,7 @@ impl Writer {
         }
         // Counted anew.
         self.crowds.clear();
+        self.tallies.clear();
         if !group.origins.is_empty() {
             // They stay known in memory, so no later group would write them.
             self.checkpoint.touch();
