@@ -453,8 +453,11 @@ pub struct Sealed {
     pub key: KeyId,
     /// The value of `Topic`, hashed.
     pub topic: Option<http::HeaderValue>,
-    /// For aesgcm: the values of `Encryption` and of `Crypto-Key`.
-    pub aesgcm: Option<(http::HeaderValue, http::HeaderValue)>,
+    /// For aesgcm: the value of `Encryption`. None if there is no body.
+    pub encryption: Option<http::HeaderValue>,
+    /// For aesgcm: the value of `Crypto-Key`.
+    pub crypto_key: Option<http::HeaderValue>,
+    /// Empty if the message has no body: nothing is encrypted then.
     pub body: Bytes,
 }
 

@@ -120,7 +120,8 @@ fn sealed(origin: &Origin, index: u64) -> Sealed {
         authorization: HeaderValue::try_from(authorization).expect("visible ASCII"),
         key: KeyId([7; 8]),
         topic: None,
-        aesgcm: None,
+        encryption: None,
+        crypto_key: None,
         body: Bytes::from(vec![b'x'; BODY + 103]),
     }
 }

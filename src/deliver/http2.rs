@@ -318,7 +318,9 @@ impl Http2 {
             return parcel.answer(Answer::TooLate);
         };
         let body = parcel.sealed().body.clone();
-        let opened = self.send.as_mut().map(|send| send.send_request(head, false));
+        // Without a body the head is the whole request.
+        let whole = body.is_empty();
+        let opened = self.send.as_mut().map(|send| send.send_request(head, whole));
         let Some(Ok((response, mut stream))) = opened else {
             // GOAWAY has come in between. It did not leave, so it is no resend either.
             self.retire(true);
@@ -328,9 +330,11 @@ impl Http2 {
         };
         parcel.leave(now);
         self.read.traffic.request();
-        // h2 keeps what the windows do not let out yet: one body of at most 5 KB a stream, and streams are bounded. An error
-        // here shows at the response too.
-        let _ = stream.send_data(body, true);
+        if !whole {
+            // h2 keeps what the windows do not let out yet: one body of at most 5 KB a stream, and streams are bounded. An error
+            // here shows at the response too.
+            let _ = stream.send_data(body, true);
+        }
         let index = self.streams.insert(Exchange { parcel, opened: now, stage: Stage::Waiting(response), end: End::Open });
         self.advance(index);
     }

@@ -43,26 +43,31 @@ pub(super) fn head(sealed: &Sealed, authority: &Authority, now: UnixMillis) -> R
     // Never put into a table of header compression by anyone on the way (RFC 7541 section 7.1.3).
     authorization.set_sensitive(true);
     fields.insert(AUTHORIZATION, authorization);
-    fields.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static(match message.content_type {
-            ContentType::Notification => "application/notification+json",
-            ContentType::Opaque => "application/octet-stream",
-        }),
-    );
-    fields.insert(
-        CONTENT_ENCODING,
-        HeaderValue::from_static(match recipient.encoding {
-            Encoding::Aes128gcm => "aes128gcm",
-            Encoding::Aesgcm => "aesgcm",
-        }),
-    );
+    // What is not there has neither a type nor an encoding. Its length is told all the same (RFC 9110 section 8.6).
+    if !sealed.body.is_empty() {
+        fields.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(match message.content_type {
+                ContentType::Notification => "application/notification+json",
+                ContentType::Opaque => "application/octet-stream",
+            }),
+        );
+        fields.insert(
+            CONTENT_ENCODING,
+            HeaderValue::from_static(match recipient.encoding {
+                Encoding::Aes128gcm => "aes128gcm",
+                Encoding::Aesgcm => "aesgcm",
+            }),
+        );
+    }
     fields.insert(CONTENT_LENGTH, HeaderValue::from(sealed.body.len()));
     if let Some(topic) = &sealed.topic {
         fields.insert(TOPIC, topic.clone());
     }
-    if let Some((encryption, crypto_key)) = &sealed.aesgcm {
+    if let Some(encryption) = &sealed.encryption {
         fields.insert(ENCRYPTION, encryption.clone());
+    }
+    if let Some(crypto_key) = &sealed.crypto_key {
         fields.insert(CRYPTO_KEY, crypto_key.clone());
     }
     if recipient.service == Service::WNS {
@@ -177,12 +182,25 @@ mod tests {
     }
 
     #[test]
+    fn a_request_without_body_has_neither_type_nor_encoding() {
+        for encoding in [Encoding::Aes128gcm, Encoding::Aesgcm] {
+            let mut sealed = with(|_, recipient| recipient.encoding = encoding);
+            sealed.body = Bytes::new();
+            let fields = fields(&sealed, NOW).unwrap();
+            let mut names: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
+            names.sort_unstable();
+            assert_eq!((names, &fields["content-length"]), (vec!["authorization", "content-length", "ttl", "urgency"], &HeaderValue::from_static("0")));
+        }
+    }
+
+    #[test]
     fn aesgcm_and_notification_have_their_fields() {
         let mut sealed = with(|message, recipient| {
             message.content_type = ContentType::Notification;
             recipient.encoding = Encoding::Aesgcm;
         });
-        sealed.aesgcm = Some((HeaderValue::from_static("salt=a"), HeaderValue::from_static("dh=b;p256ecdsa=c")));
+        sealed.encryption = Some(HeaderValue::from_static("salt=a"));
+        sealed.crypto_key = Some(HeaderValue::from_static("dh=b;p256ecdsa=c"));
         let fields = fields(&sealed, NOW).unwrap();
         assert_eq!(fields["content-encoding"], "aesgcm");
         assert_eq!(fields["encryption"], "salt=a");

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::encrypt::fill::Filler;
 use crate::encrypt::payload::{Body, Plain, SealError, Sealer, mobile_limited, padded_len};
 use crate::encrypt::warm::Warm;
-use crate::message::{Delivery, Encoding, Ending, Origin, Rank, Sealed, UnixMillis};
+use crate::message::{Delivery, Ending, Origin, Rank, Sealed, UnixMillis};
 use crate::metrics;
 use crate::origin::table::{Admit, Table};
 use crate::protocol::reason;
@@ -162,12 +162,15 @@ impl<Post: Fn(Vec<Sealed>)> Worker<Post> {
         let started = Instant::now();
         let shared = &self.shared;
         self.filler.fill(slice.iter().map(|ready| &*ready.delivery), &shared.receipts, &shared.store.ids);
+        let filler = &self.filler;
+        let has_body = |n: usize, ready: &Ready| !filler.payload(n, &ready.delivery.message).is_empty();
         let plains: Vec<Plain<'_>> = slice
             .iter()
             .enumerate()
+            .filter(|(n, ready)| has_body(*n, ready))
             .map(|(n, Ready { delivery, .. })| {
                 let (message, recipient) = (&delivery.message, &delivery.recipient);
-                let payload = self.filler.payload(n, message);
+                let payload = filler.payload(n, message);
                 let padding = if delivery.shrink { 0 } else { shared.padding };
                 Plain {
                     p256dh: &recipient.p256dh,
@@ -178,11 +181,19 @@ impl<Post: Fn(Vec<Sealed>)> Worker<Post> {
                 }
             })
             .collect();
-        shared.warm.take(slice.iter().map(|ready| &*ready.delivery), &mut self.ahead);
-        self.sealer.seal_ahead(&plains, &mut self.ahead, || shared.warm.take_pair(), &mut self.bodies);
+        let any = !plains.is_empty();
+        if any {
+            let with_body = slice.iter().enumerate().filter(|(n, ready)| has_body(*n, ready));
+            shared.warm.take(with_body.map(|(_, ready)| &*ready.delivery), &mut self.ahead);
+            self.sealer.seal_ahead(&plains, &mut self.ahead, || shared.warm.take_pair(), &mut self.bodies);
+        }
         drop(plains);
+        let mut bodies = self.bodies.drain(..);
         let mut sealed = Vec::with_capacity(slice.len());
-        for (ready, body) in slice.drain(..).zip(self.bodies.drain(..)) {
+        for (n, ready) in slice.drain(..).enumerate() {
+            // A message without a body is posted without one (RFC 8030 section 5): browsers that get an encrypted record of
+            // nothing acknowledge the message and tell the page nothing.
+            let body = if has_body(n, &ready) { bodies.next().expect("one for each that has a body") } else { Ok(Body::none()) };
             match body {
                 Ok(body) => sealed.push(shared.sealed(ready, body)),
                 Err(SealError::Random) => settled.push(shared.give_back(ready, run)),
@@ -193,7 +204,9 @@ impl<Post: Fn(Vec<Sealed>)> Worker<Post> {
                 }
             }
         }
-        metrics::sealed(started.elapsed());
+        if any {
+            metrics::sealed(started.elapsed());
+        }
         (shared.post)(sealed);
     }
 }
@@ -291,15 +304,17 @@ impl<Post> Shared<Post> {
 
     fn sealed(&self, ready: Ready, body: Body) -> Sealed {
         let Ready { delivery, origin, authorization } = ready;
-        let aesgcm = match (delivery.recipient.encoding, body.aesgcm, &authorization.p256ecdsa) {
-            (Encoding::Aesgcm, Some(headers), Some(key)) => {
+        let (encryption, crypto_key) = match (body.aesgcm, &authorization.p256ecdsa) {
+            (Some(headers), Some(key)) => {
                 let crypto_key = headers.crypto_key(key);
-                Some((headers.encryption, crypto_key))
+                (Some(headers.encryption), Some(crypto_key))
             }
-            _ => None,
+            (None, Some(key)) => (None, Some(payload::crypto_key_without_body(key))),
+            (_, None) => (None, None),
         };
         let topic = delivery.message.topic.as_ref().map(|topic| self.topic(&delivery.message.app, topic));
-        Sealed { delivery, origin, authorization: authorization.value, key: authorization.key, topic, aesgcm, body: body.bytes }
+        let Authorization { value: authorization, key, .. } = authorization;
+        Sealed { delivery, origin, authorization, key, topic, encryption, crypto_key, body: body.bytes }
     }
 
     /// The keyed hash that goes out as `Topic`. Apple decodes it, hence 32 characters (docs/push-services.md 1, fact 7). The push

@@ -62,6 +62,18 @@ pub struct Body {
     pub aesgcm: Option<AesgcmHeaders>,
 }
 
+impl Body {
+    /// The body of a message without payload: nothing is encrypted (RFC 8030 section 5).
+    pub fn none() -> Body {
+        Body { bytes: Bytes::new(), aesgcm: None }
+    }
+}
+
+/// The value of `Crypto-Key` of a request without body to a browser of the old encoding: the VAPID public key alone, base64url.
+pub fn crypto_key_without_body(p256ecdsa: &str) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(format!("p256ecdsa={p256ecdsa}"))).expect("base64url is legal in a header")
+}
+
 /// What `aesgcm` tells in headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AesgcmHeaders {

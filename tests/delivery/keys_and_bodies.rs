@@ -176,7 +176,6 @@ fn bodies_and_headers_are_what_was_asked_for() {
         (json!({"payload": {"z": 1, "a": ["ä"]}}), r#"{"z":1,"a":["ä"]}"#.to_owned()),
         (json!({"payload_base64": "aGVsbG8_"}), "hello?".to_owned()),
         (json!({"payload": "x".repeat(3_993)}), "x".repeat(3_993)),
-        (json!({"payload": ""}), String::new()),
     ];
     for (fields, expected) in bodies {
         let browser = mock.subscribe(0, 1).remove(0);
@@ -192,6 +191,63 @@ fn bodies_and_headers_are_what_was_asked_for() {
         assert_eq!(received.content_type.as_deref(), Some("application/octet-stream"));
     }
     assert_eq!(mock.counters().violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_message_without_payload_is_posted_without_body() {
+    const SECURED: [Option<&str>; 2] = [None, None];
+    for over in ["HTTP/2.0", "HTTP/1.1"] {
+        let mock = mock(1);
+        if over == "HTTP/1.1" {
+            mock.set_fault(Scope::Origin(0), Fault::Http1Only);
+        }
+        // Padding has nothing to pad.
+        let daemon = daemon(&mock, |config| config.set("encrypt.padding", 256));
+        let mut client = daemon.client();
+        let of = |aesgcm| mock.subscribe_with(0, 1, &Subscribe { aesgcm, ..Subscribe::default() }).remove(0);
+        let cases = [
+            (of(false), json!({})),
+            (of(false), json!({"payload": ""})),
+            (of(false), json!({"payload_base64": ""})),
+            (of(false), json!({"payload": null})),
+            (of(true), json!({})),
+        ];
+        for (browser, fields) in &cases {
+            let mut fields = fields.clone();
+            fields["topic"] = json!("news");
+            fields["urgency"] = json!("high");
+            fields["ttl"] = json!(600);
+            let id = send(&mut client, browser, fields.clone());
+            assert_eq!(wait_ended(&mut client, &id)["accepted"], 1, "{over} {fields}");
+            let received = &mock.received_by(browser)[0];
+            assert_eq!((received.version.as_str(), received.body_length, received.text().as_str()), (over, 0, ""), "{fields}");
+            assert_eq!([received.content_encoding.as_deref(), received.content_type.as_deref()], SECURED, "{over} {fields}");
+            assert!(received.ttl.is_some_and(|ttl| (598..=600).contains(&ttl)), "{:?}", received.ttl);
+            assert_eq!((received.urgency.as_deref(), received.topic.as_ref().map(String::len)), (Some("high"), Some(32)));
+            assert!(received.vapid.is_some());
+        }
+        // In one slice with others that have a body, each gets its own.
+        let browsers = mock.subscribe(0, 24);
+        let requests: Vec<Value> = browsers
+            .iter()
+            .enumerate()
+            .map(|(n, browser)| send_of(&browser.json(), if n % 3 == 0 { json!({}) } else { json!({"payload": n.to_string()}) }))
+            .collect();
+        for id in send_all(&mut client, &requests) {
+            assert_eq!(wait_ended(&mut client, &id)["accepted"], 1);
+        }
+        for (n, browser) in browsers.iter().enumerate() {
+            let expected = if n % 3 == 0 { String::new() } else { n.to_string() };
+            assert_eq!(mock.received_by(browser)[0].text(), expected, "{over}");
+        }
+        // A body that is too large is tried again without padding; there is no padding to be lost here.
+        let full = mock.subscribe(0, 1).remove(0);
+        mock.set_fault(Scope::Subscription(full.token.clone()), vendor::mozilla(413, Some(104), "payload reached size limit"));
+        let id = send(&mut client, &full, json!({}));
+        assert_eq!(wait_ended(&mut client, &id)["refused"], 1);
+        assert_eq!(mock.received_by(&full).len(), 1);
+        assert_eq!(mock.counters().violations, Vec::<String>::new());
+    }
 }
 
 #[test]

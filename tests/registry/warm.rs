@@ -149,6 +149,29 @@ fn what_ends_takes_its_secrets_along() {
 }
 
 #[test]
+fn nothing_is_made_ahead_for_a_message_without_body() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 300);
+    subscribe_all(&mut client, &browsers, |_| json!({}));
+    let list: Vec<Value> = browsers.iter().map(|browser| browser.json()).collect();
+    let bodiless = [all(), json!({"subscriptions": list})]
+        .map(|to| send(&mut client, to, json!({"paused": true, "payload": null})));
+    let with_body = send(&mut client, all(), json!({"paused": true}));
+    // Of three paused messages, the one that has a body.
+    become_equal(300, || secrets(&daemon));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(secrets(&daemon), 300);
+    for id in bodiless {
+        client.ok(&json!({"op": "resume", "message_id": id}));
+        assert_eq!(number(&wait_ended(&mut client, &id), "accepted"), 300);
+    }
+    assert_eq!((secrets(&daemon), hits(&daemon)), (300, 0));
+    client.ok(&json!({"op": "cancel", "message_id": with_body}));
+    no_rule_is_broken(&mock);
+}
+
+#[test]
 fn the_bound_is_kept_also_a_new_one_and_the_nearest_goes_first() {
     let (mock, daemon) = start(|config| config.set("encrypt.warm_memory", 2));
     let mut client = daemon.client();

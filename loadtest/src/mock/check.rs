@@ -102,6 +102,9 @@ pub(super) fn body(known: &Known, headers: &HeaderMap, vapid: &Vapid, body: &[u8
     let wrong = |text: String| violation(Wrong::Encryption, 400, text);
     let encoding = one(headers, "content-encoding").map_err(wrong)?;
     if body.is_empty() {
+        if one(headers, "encryption").map_err(wrong)?.is_some() {
+            return Err(wrong("Encryption without a body".to_owned()));
+        }
         return match encoding {
             None => Ok(None),
             Some(_) => Err(wrong("Content-Encoding without a body".to_owned())),
@@ -129,6 +132,10 @@ pub(super) fn body(known: &Known, headers: &HeaderMap, vapid: &Vapid, body: &[u8
         }
         (None, _) => return Err(wrong("Missing Content-Encoding header".to_owned())),
     };
+    // Chromium acknowledges such a record to its push service, and no event reaches the page.
+    if opened.plaintext.is_empty() {
+        return Err(wrong("an encrypted record of nothing: a message without payload has no body".to_owned()));
+    }
     // RFC 8292 section 3.2: the signing key must not be used for encryption.
     if vapid.key == URL_SAFE_NO_PAD.encode(opened.sender) {
         return Err(wrong("the VAPID key is also the ECDH key".to_owned()));

@@ -202,6 +202,10 @@ fn every_breach_is_answered_and_counted() {
             (ask(&apple, "ttl", "0").await, 400),
             (ask(&wns, "ttl", "0").await, 400),
             (post(&send, application.request(&plain), good(&apple)).await, 400),
+            // An encrypted record of nothing: browsers tell the page nothing of it.
+            (post(&send, application.request(&plain), seal(&plain.keys, b"", 0, 2, 4096)).await, 400),
+            (post(&send, application.request(&plain), seal(&plain.keys, b"", 16, 2, 4096)).await, 400),
+            (post(&send, application.request(&plain), Vec::new()).await, 400),
             (post(&send, application.request(&plain), vec![1; 4_097]).await, 413),
             (post(&send, Application::new().request(&mozilla), good(&mozilla)).await, 401),
             (post(&send, Application::new().request(&apple), good(&apple)).await, 400),
@@ -223,6 +227,7 @@ fn every_breach_is_answered_and_counted() {
         assert_eq!(ask(&apple, "topic", "1234").await.unwrap().status, 201);
         let no_cache = replace(application.request(&wns), "ttl", "0").header("x-wns-cache-policy", "no-cache");
         assert_eq!(post(&send, no_cache, good(&wns)).await.unwrap().status, 201);
+        assert_eq!(post(&send, replace(application.request(&plain), "content-encoding", ""), Vec::new()).await.unwrap().status, 201);
         let gone = Request::post(format!("{}/push/nobody", mock.origin(0)));
         assert_eq!(post(&send, gone, Vec::new()).await.unwrap().status, 404);
         assert_eq!(mock.counters().violation_count, broken + 1);

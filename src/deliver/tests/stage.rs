@@ -71,7 +71,8 @@ pub(in crate::deliver) fn sealed(origin: &str, path: &str, index: usize) -> Seal
         authorization: HeaderValue::from_static("vapid t=a.b.c, k=d"),
         key: KeyId([7; 8]),
         topic: None,
-        aesgcm: None,
+        encryption: None,
+        crypto_key: None,
         body: Bytes::from(vec![b'x'; 353]),
     }
 }

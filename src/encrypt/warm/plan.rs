@@ -56,6 +56,8 @@ struct Aim {
     done: bool,
     /// Some who were passed have no secret, because an earlier list needed the room.
     trimmed: bool,
+    /// Its message has a body, and so needs secrets; None: not read yet.
+    has_body: Option<bool>,
     ways: VecDeque<Way>,
     /// Of a campaign: where its candidates come from.
     path: Option<Path>,
@@ -203,7 +205,7 @@ impl Plan {
 
 impl Aim {
     fn new(list: Arc<List>) -> Aim {
-        Aim { list, waits: false, done: false, trimmed: false, ways: VecDeque::new(), path: None }
+        Aim { list, waits: false, done: false, trimmed: false, has_body: None, ways: VecDeque::new(), path: None }
     }
 
     /// Learns of recipients that have come. `last` says of each service which serial comes next.
@@ -240,6 +242,13 @@ impl Aim {
 
     /// The next recipients of the service whose turn it is; possibly none of those that were read. None: all ways are at their end.
     fn read(&mut self, warm: &Warm, store: &Store) -> Result<Option<Vec<Browser>>, ReadError> {
+        let has_body = match self.has_body {
+            Some(has_body) => has_body,
+            None => *self.has_body.insert(!store.whole_message(&self.list)?.body.is_empty()),
+        };
+        if !has_body {
+            return Ok(None);
+        }
         for _ in 0..self.ways.len() {
             self.ways.rotate_left(1);
             let Some(way) = self.ways.back_mut() else { return Ok(None) };

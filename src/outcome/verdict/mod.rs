@@ -56,7 +56,7 @@ impl<'a> Case<'a> {
             service: delivery.recipient.service,
             answer: &answered.answer,
             ttl_zero: delivery.message.ttl_zero,
-            padded: padding && !delivery.shrink,
+            padded: padding && !delivery.shrink && !delivery.message.body.is_empty(),
             other_key,
             attempts: delivery.attempts,
             since: delivery.message.id.created().max(delivery.message.at),
