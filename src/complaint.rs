@@ -58,9 +58,71 @@ impl Complaint {
     }
 }
 
+/// What is wrong with one peer, which is met again at each try: told when it is something else than before, and then once in ten
+/// minutes.
+pub struct Repeated<What> {
+    told: Mutex<Option<(What, Instant, u64)>>,
+}
+
+/// How long the same is not told again.
+const AGAIN: Duration = Duration::from_secs(600);
+
+impl<What: PartialEq> Repeated<What> {
+    /// Nothing is wrong.
+    pub const fn new() -> Repeated<What> {
+        Repeated { told: Mutex::new(None) }
+    }
+
+    /// None: it was told, not long ago. Else it may be told, and was met so often since it was told last.
+    pub fn tell(&self, what: What) -> Option<u64> {
+        self.tell_at(what, Instant::now())
+    }
+
+    /// Nothing is wrong any more: the next failure is told, whatever it is.
+    pub fn over(&self) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn tell_at(&self, what: What, now: Instant) -> Option<u64> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = match &mut *told {
+            Some((before, at, left_out)) if *before == what => {
+                if now.saturating_duration_since(*at) < AGAIN {
+                    *left_out += 1;
+                    return None;
+                }
+                *left_out
+            }
+            _ => 0,
+        };
+        *told = Some((what, now, 0));
+        Some(left_out)
+    }
+}
+
+impl<What: PartialEq> Default for Repeated<What> {
+    fn default() -> Repeated<What> {
+        Repeated::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_failure_is_not_told_at_each_try() {
+        let repeated = Repeated::new();
+        let start = Instant::now();
+        let tell = |seconds, what| repeated.tell_at(what, start + Duration::from_secs(seconds));
+        assert_eq!([(0, "refused"), (1, "refused"), (599, "refused")].map(|(at, what)| tell(at, what)), [Some(0), None, None]);
+        assert_eq!(
+            [(600, "refused"), (601, "refused"), (602, "late"), (603, "refused")].map(|(at, what)| tell(at, what)),
+            [Some(2), None, Some(0), Some(0)]
+        );
+        repeated.over();
+        assert_eq!(tell(604, "refused"), Some(0));
+    }
 
     #[test]
     fn a_kind_is_told_so_often_in_a_pause_and_then_with_the_number_that_was_left_out() {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
-use crate::printable;
+use crate::{journal, printable};
 
 /// What the caller can do about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +53,19 @@ impl Failure {
     /// Tells the person, and gives the process its exit code. The message may have several lines.
     pub fn report(&self) -> ExitCode {
         if self.exit != Exit::Done {
-            eprintln!("fanfare: {}", printable::lines(&self.message));
+            eprintln!("{}", self.told(journal::is_stderr()));
         }
         ExitCode::from(self.exit as u8)
+    }
+}
+
+impl Failure {
+    /// In the journal it is one entry, with its priority.
+    fn told(&self, in_journal: bool) -> String {
+        match in_journal {
+            true => format!("{}fanfare: {}", journal::ERROR, printable::joined(&self.message)),
+            false => format!("fanfare: {}", printable::lines(&self.message)),
+        }
     }
 }
 
@@ -66,3 +76,15 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_the_journal_a_failure_is_one_entry_with_its_priority() {
+        let failure = Failure::new(Exit::Configuration, "the configuration cannot be used:\na: wrong\nb: wrong too");
+        assert_eq!(failure.told(true), "<3>fanfare: the configuration cannot be used: a: wrong; b: wrong too");
+        assert_eq!(failure.told(false), "fanfare: the configuration cannot be used:\na: wrong\nb: wrong too");
+    }
+}

@@ -37,7 +37,7 @@
 //!   [`services`] the push services by number, [`limits`] the bounds that must agree.
 //! - Text: [`template`] makes bodies the recipient's own, [`receipt`] issues and opens the tokens that come back as `feedback`,
 //!   [`ids`] makes opaque what clients see of ids and cursors, [`printable`] stands between text from outside and every terminal and
-//!   log, [`complaint`] keeps the log readable whatever comes from outside.
+//!   log, [`complaint`] keeps the log readable whatever comes from outside, [`journal`] gives its entries their priorities.
 //! - The machine: [`clock`] is the only caller of the system clock, [`descriptors`] shares out the process's limit of open files, [`queue`] carries work from thread to thread,
 //!   [`metrics`] names every metric, [`scrape`] serves them.
 //! - The program: [`config`] is read once into checked values. [`daemon`] makes every channel, thread and task. [`client`] has the
@@ -58,7 +58,7 @@
 //! | 4 | [`client`], [`config`], [`metrics`], [`receipt`] | users of the protocol's words |
 //! | 3 | [`protocol`] | the protocol's words |
 //! | 2 | [`clock`], [`endpoint`], [`exit`], [`ids`], [`scrape`], [`services`], [`template`], [`vapid`] | small things that are whole |
-//! | 1 | [`complaint`], [`descriptors`], [`limits`], [`message`], [`printable`], [`queue`] | use nothing of ours |
+//! | 1 | [`complaint`], [`descriptors`], [`journal`], [`limits`], [`message`], [`printable`], [`queue`] | use nothing of ours |
 //!
 //! # Following one message
 //!
@@ -94,6 +94,7 @@ pub mod endpoint;
 pub mod exit;
 pub mod ids;
 pub mod ingest;
+pub mod journal;
 pub mod limits;
 pub mod message;
 pub mod metrics;

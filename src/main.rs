@@ -11,8 +11,9 @@ use fanfare::client::output::{Output, note};
 use fanfare::config::{self, Config, Problems};
 use fanfare::exit::{Exit, Failure};
 use fanfare::printable::{self, LogLines};
-use fanfare::{backup, client, setup};
+use fanfare::{backup, client, journal, setup};
 use nix::sys::stat::{Mode, umask};
+use tracing_subscriber::fmt::MakeWriter;
 
 // Millions of small allocations of all sizes from many threads: with glibc's allocator the resident set keeps growing.
 #[global_allocator]
@@ -130,16 +131,31 @@ fn load(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure>
     let file = chosen(file);
     let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut config = Config::load(file, environment).map_err(|problems| {
-        let exit = match &problems {
-            Problems::Unreadable { error, .. } if error.kind() == ErrorKind::PermissionDenied => Exit::Permission,
-            _ => Exit::Configuration,
-        };
-        Failure::new(exit, format!("the configuration cannot be used:\n{problems}"))
+        match &problems {
+            Problems::Unreadable { error, .. } if error.kind() == ErrorKind::PermissionDenied => {
+                Failure::new(Exit::Permission, format!("the configuration cannot be used:\n{problems}"))
+            }
+            Problems::Unreadable { error, path } if error.kind() == ErrorKind::NotFound => missing(path),
+            // Without a file the environment may say everything; where it says nothing, the file is what is missing.
+            Problems::Wrong(wrong) if file.is_none() && wrong.iter().any(|problem| problem.key == "apps") => {
+                missing(Path::new(CONFIGURATION))
+            }
+            _ => Failure::new(Exit::Configuration, format!("the configuration cannot be used:\n{problems}")),
+        }
     })?;
     if let Some(socket) = socket {
         config.ingest.socket = socket;
     }
     Ok(config)
+}
+
+fn missing(file: &Path) -> Failure {
+    let message = format!(
+        "there is no configuration {}. `fanfare setup --subject mailto:you@example.com` makes {CONFIGURATION} and what else the daemon \
+         needs; `--config FILE` names another",
+        printable::path(file)
+    );
+    Failure::new(Exit::Configuration, message)
 }
 
 /// The configuration that was named, or the one where it lies by convention. Where it cannot be told whether there is one, reading it
@@ -158,8 +174,8 @@ fn doubts(file: Option<&Path>) -> Vec<String> {
 fn serve(file: Option<&Path>, socket: Option<PathBuf>) -> Result<(), Failure> {
     // Before anything is made: nobody but this user reads or writes it. A socket gets its own mode.
     umask(PRIVATE);
-    let config = load(file, socket.clone())?;
     log();
+    let config = load(file, socket.clone())?;
     let doubts: BTreeSet<String> = doubts(file).into_iter().chain(config.doubts(None)).collect();
     for warning in config.warnings().into_iter().chain(doubts) {
         tracing::warn!("{warning}");
@@ -179,12 +195,28 @@ fn log() {
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, tracing_subscriber::EnvFilter::add_directive);
     // Without colours: their escapes could not be told from those in what is logged.
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(false)
-        .with_writer(|| LogLines { to: std::io::stderr() });
-    if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false).with_writer(Log);
+    if !journal::is_stderr() {
+        return lines.init();
+    }
+    lines.without_time().init();
+    // Of the default message each line would be an entry.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{}{}", journal::ERROR, printable::joined(&panic.to_string()))));
+}
+
+/// Where the log goes: to standard error, each event with its priority if that is the journal.
+struct Log;
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = LogLines<std::io::Stderr>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        LogLines { to: std::io::stderr(), prefix: "" }
+    }
+
+    fn make_writer_for(&'a self, event: &tracing::Metadata<'_>) -> Self::Writer {
+        LogLines { to: std::io::stderr(), prefix: if journal::is_stderr() { journal::prefix(*event.level()) } else { "" } }
+    }
 }
 
 #[cfg(test)]

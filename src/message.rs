@@ -505,6 +505,23 @@ pub enum ConnectFailure {
     NoDescriptor,
 }
 
+/// In words for the log.
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ConnectFailure::NoSuchHost => "there is no host of this name",
+            ConnectFailure::Resolve => "the name servers do not answer",
+            ConnectFailure::Forbidden => "all its addresses are among those that the daemon may not connect to",
+            ConnectFailure::Refused => "it refuses connections",
+            ConnectFailure::Timeout => "it does not answer in time",
+            ConnectFailure::Tls => "TLS failed, or its certificate is not trusted",
+            ConnectFailure::Proxy => "the proxy (deliver.proxy) does not connect",
+            ConnectFailure::Protocol => "it does not speak HTTP",
+            ConnectFailure::NoDescriptor => "the process has no file descriptor left (LimitNOFILE=)",
+        })
+    }
+}
+
 /// How an answer was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Loss {

@@ -26,6 +26,20 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
+/// A text of ours of several lines as one line: what stands in a log is one entry.
+pub fn joined(text: &str) -> String {
+    let mut joined = String::with_capacity(text.len());
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        match joined.as_bytes().last() {
+            None => {}
+            Some(b':' | b';' | b',') => joined.push(' '),
+            Some(_) => joined.push_str("; "),
+        }
+        joined.push_str(&line(part));
+    }
+    joined
+}
+
 /// A line of JSON, which says the same as before: such characters stand only in its strings, and blanks between its tokens.
 pub fn json(text: &str) -> Cow<'_, str> {
     let blank = |c: char| matches!(c, '\n' | '\r' | '\t');
@@ -61,6 +75,8 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
 /// some of these characters, and none of them in an error that is a field.
 pub struct LogLines<W> {
     pub to: W,
+    /// Stands before each event: its priority, where the log is the journal.
+    pub prefix: &'static str,
 }
 
 impl<W: io::Write> io::Write for LogLines<W> {
@@ -69,7 +85,7 @@ impl<W: io::Write> io::Write for LogLines<W> {
         let (event, end) = text.strip_suffix('\n').map_or((&*text, ""), |event| (event, "\n"));
         let event = escaped(event, |c| c == '\t');
         // In one piece, so that lines of several threads do not mix.
-        self.to.write_all(format!("{event}{end}").as_bytes())?;
+        self.to.write_all(format!("{}{event}{end}", self.prefix).as_bytes())?;
         Ok(bytes.len())
     }
 
@@ -105,6 +121,12 @@ mod tests {
     }
 
     #[test]
+    fn several_lines_become_one_entry() {
+        assert_eq!(joined("wrong:\na: too small\n  b: \u{1b}x\n\n"), r"wrong: a: too small; b: \u001bx");
+        assert_eq!(joined("one"), "one");
+    }
+
+    #[test]
     fn json_says_the_same_as_before() {
         let told = serde_json::json!({"label": HOSTILE, HOSTILE: 1});
         // serde_json escapes C0 only.
@@ -133,12 +155,13 @@ mod tests {
     fn an_event_of_the_log_is_one_line_of_text() {
         let log = Shared::default();
         let to = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || LogLines { to: to.clone() }).finish();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || LogLines { to: to.clone(), prefix: "<4>" }).finish();
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(field = HOSTILE, error = %HOSTILE, debug = ?HOSTILE, "{HOSTILE}");
         });
         let text = String::from_utf8(log.0.lock().expect("no other thread").clone()).expect("text");
-        let event = text.strip_suffix('\n').expect("a line");
+        let event = text.strip_prefix("<4>").and_then(|text| text.strip_suffix('\n')).expect("a line with its priority");
         assert!(!event.contains(is_active), "{event:?}");
         assert_eq!(event.matches("owned").count(), 4, "{event}");
     }

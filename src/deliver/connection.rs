@@ -50,18 +50,22 @@ pub(super) fn spawn(shared: &Arc<Shared>, destination: &Arc<Destination>) {
 async fn run(mut attempt: Attempt) {
     match start(&attempt.shared, &attempt.destination).await {
         Ok((Started::Http2(start), place)) => {
+            attempt.destination.not_connected.over();
             let seat = attempt.seat(Protocol::Http2, start.limit(), place);
             http2::serve(*start, seat).await;
         }
         Ok((Started::Http1(start), place)) => {
+            attempt.destination.not_connected.over();
             let seat = attempt.seat(Protocol::Http1, 1, place);
             http1::serve(*start, seat).await;
         }
         Err(failure) => {
+            // Of one push service the same is told seldom, and of all of them together not more than the log can bear.
             if let Some(failure) = failure
-                && let Some(left_out) = NOT_CONNECTED.tell()
+                && let Some(left_out) = attempt.destination.not_connected.tell(failure)
+                && NOT_CONNECTED.tell().is_some()
             {
-                tracing::warn!(host = attempt.destination.origin.host(), ?failure, left_out, "no connection");
+                tracing::warn!(host = attempt.destination.origin.host(), left_out, "no connection: {failure}");
             }
             attempt.failure = failure;
         }

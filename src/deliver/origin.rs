@@ -15,6 +15,7 @@ use http::uri::Authority;
 use super::parcel::Parcel;
 use super::{OriginStatus, Protocol};
 use crate::clock;
+use crate::complaint::Repeated;
 use crate::message::{ConnectFailure, Origin, Rank, UnixMillis};
 
 /// Streams of one connection at most, whatever the peer allows.
@@ -43,6 +44,8 @@ pub(super) struct Destination {
     /// For `Host`.
     pub(super) host: HeaderValue,
     connections_max: usize,
+    /// Why the last connection did not come about.
+    pub(super) not_connected: Repeated<ConnectFailure>,
     state: Mutex<State>,
 }
 
@@ -165,7 +168,14 @@ impl Destination {
             resends: 0,
             timeouts: 0,
         };
-        Some(Destination { origin, authority, host, connections_max: connections_max.max(1), state: Mutex::new(state) })
+        Some(Destination {
+            origin,
+            authority,
+            host,
+            connections_max: connections_max.max(1),
+            not_connected: Repeated::new(),
+            state: Mutex::new(state),
+        })
     }
 
     /// Queues parcels behind those of their rank.

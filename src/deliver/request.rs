@@ -189,7 +189,10 @@ mod tests {
             let fields = fields(&sealed, NOW).unwrap();
             let mut names: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
             names.sort_unstable();
-            assert_eq!((names, &fields["content-length"]), (vec!["authorization", "content-length", "ttl", "urgency"], &HeaderValue::from_static("0")));
+            assert_eq!(
+                (names, &fields["content-length"]),
+                (vec!["authorization", "content-length", "ttl", "urgency"], &HeaderValue::from_static("0"))
+            );
         }
     }
 

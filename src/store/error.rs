@@ -46,6 +46,15 @@ pub enum WriteError {
     Broken(String),
 }
 
+impl std::fmt::Display for WriteError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WriteError::Full(text) | WriteError::Descriptors(text) | WriteError::Broken(text) => f.write_str(text),
+            WriteError::Closed => f.write_str("the store is being opened again"),
+        }
+    }
+}
+
 /// A read that failed: the store is closed just now, or RocksDB cannot read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadError;

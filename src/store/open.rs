@@ -152,7 +152,7 @@ impl Store {
                 })
                 .map_err(|_| failed("the origins cannot be read"))?;
         }
-        self.write(rows).map_err(|error| failed(&format!("{error:?}")))?;
+        self.write(rows).map_err(|error| failed(&error.to_string()))?;
         (self.id, self.secret, self.last_written) = (id, secret, last_written);
         self.ids = Ids::new(&self.keyed_hash(b"ids"), since);
         Ok(())

@@ -129,10 +129,10 @@ impl Sweep {
         let low = gate.load(Ordering::Relaxed);
         let limit = self.settings.min_free_percent;
         if !low && free < limit {
-            tracing::error!(free_percent = free, "the disk is almost full: new messages are refused, accepted ones go on");
+            tracing::error!(free_percent = %format_args!("{free:.1}"), "the disk is almost full: new messages are refused, accepted ones go on");
             gate.store(true, Ordering::Relaxed);
         } else if low && free >= limit + (limit * 0.2).min(1.0) {
-            tracing::info!(free_percent = free, "there is space again: new messages are taken");
+            tracing::info!(free_percent = %format_args!("{free:.1}"), "there is space again: new messages are taken");
             gate.store(false, Ordering::Relaxed);
         }
     }
