@@ -246,6 +246,7 @@ fn requests_are_those_of_the_protocol() {
         (&["resume", "--app", "shop", "--rate", "50"], json!({"op": "resume", "app": "shop", "rate": 50})),
         (&["drain", "on"], json!({"op": "drain", "on": true})),
         (&["drain", "off"], json!({"op": "drain", "on": false})),
+        (&["reload"], json!({"op": "reload"})),
         (&["vapid-public-key"], json!({"op": "vapid_public_key"})),
         (&["status", "ID"], json!({"op": "status", "message_id": "ID"})),
         (&["origins"], json!({"op": "origins"})),
@@ -417,6 +418,80 @@ fn refusals_become_exit_codes() {
         assert!(stderr(&output).contains("no such message") && stderr(&output).contains(error), "{}", stderr(&output));
         assert!(output.stdout.is_empty());
     }
+}
+
+/// Runs a command against a daemon that gives this reply.
+fn answered(arguments: &[&str], reply: Value) -> Output {
+    let daemon = Daemon::start(Play { answers: VecDeque::from([reply]), ..Play::default() });
+    run(&[&["--socket", &daemon.socket], arguments].concat())
+}
+
+#[test]
+fn a_word_that_concerns_no_message_exits_69() {
+    for command in ["cancel", "pause", "resume"] {
+        for (messages, more, exit) in [(0, false, 69), (2, false, 0), (0, true, 0)] {
+            let reply = json!({"ok": true, "messages": messages, "recipients": 7 * messages, "more": more});
+            let output = answered(&[command, "--label", "typo"], reply.clone());
+            assert_eq!(code(&output), exit, "{command} {reply}: {}", stderr(&output));
+            // What the daemon said is said all the same.
+            assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).expect("JSON"), reply);
+            assert_eq!(stderr(&output).contains("no message"), exit == 69, "{}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn ping_exits_75_while_no_new_messages_are_taken() {
+    for (state, exit) in [("ok", 0), ("overloaded", 0), ("read_only", 75), ("draining", 75)] {
+        let reply = json!({"ok": true, "version": "1", "state": state, "pending": 12, "uptime": 345});
+        let output = answered(&["ping"], reply);
+        assert_eq!(code(&output), exit, "{state}: {}", stderr(&output));
+        let told: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+        assert_eq!((&told["pending"], &told["uptime"]), (&json!(12), &json!(345)));
+        assert_eq!(stderr(&output).contains("refused"), exit == 75, "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_reload_of_a_bad_configuration_exits_78() {
+    let wrong = json!({"ok": false, "error": {"code": "invalid_field", "message": "the configuration cannot be used:\na: wrong\nb: wrong"}});
+    let output = answered(&["reload"], wrong);
+    assert_eq!(code(&output), 78, "{}", stderr(&output));
+    assert!(stderr(&output).contains("not reloaded") && stderr(&output).contains("b: wrong"), "{}", stderr(&output));
+    let output = answered(&["reload"], json!({"ok": false, "error": {"code": "not_allowed", "message": "not here"}}));
+    assert_eq!(code(&output), 77);
+    let output = answered(&["reload"], json!({"ok": true, "restart": ["deliver.timeout"]}));
+    assert_eq!((code(&output), stdout(&output).contains("deliver.timeout")), (0, true), "{}", stderr(&output));
+}
+
+#[test]
+fn a_missing_configuration_or_key_is_named_with_setup_and_exits_78() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
+    let named = run(&["serve", "--config", &path("none.toml")]);
+    assert_eq!(code(&named), 78, "{}", stderr(&named));
+    assert!(stderr(&named).contains("none.toml") && stderr(&named).contains("fanfare setup"), "{}", stderr(&named));
+    if Path::new("/etc/fanfare/fanfare.toml").exists() {
+        println!("SKIPPED: this machine has a configuration where it lies by convention");
+    } else {
+        for command in ["serve", "check-config"] {
+            let bare = run(&[command]);
+            assert_eq!(code(&bare), 78, "{}", stderr(&bare));
+            assert!(stderr(&bare).contains("/etc/fanfare/fanfare.toml. `fanfare setup"), "{}", stderr(&bare));
+        }
+    }
+    let config = path("fanfare.toml");
+    let key = path("vapid.pem");
+    let text = format!(
+        "data_dir = {}\n[ingest]\nsocket = {}\n[metrics]\nlisten = \"\"\n[apps.default]\nvapid_keys = [{}]\nsubject = \"mailto:ops@fanfare.dev\"\n",
+        json!(path("data")),
+        json!(path("s")),
+        json!(key)
+    );
+    fs::write(&config, text).expect("writable");
+    let output = run(&["serve", "--config", &config]);
+    assert_eq!(code(&output), 78, "{}", stderr(&output));
+    assert!(stderr(&output).contains(&key) && stderr(&output).contains("fanfare setup"), "{}", stderr(&output));
 }
 
 #[test]

@@ -18,11 +18,11 @@ pub mod watch;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use self::arguments::{Backup, Command, Switch};
 use self::connection::Connection;
-use self::output::Output;
+use self::output::{Output, note};
 use crate::exit::{Exit, Failure};
 use crate::printable;
 
@@ -41,14 +41,14 @@ pub fn run(socket: &Path, backup: BackupCommand<'_>, json: bool, command: &Comma
     match command {
         Command::Send(arguments) => send::send(socket, output, arguments),
         Command::Status(arguments) => watch::status(socket, output, arguments),
-        Command::Cancel(target) => ask(socket, output, &Value::Object(target.request("cancel"))),
-        Command::Pause(target) => ask(socket, output, &Value::Object(target.request("pause"))),
+        Command::Cancel(target) => change(socket, output, target.request("cancel")),
+        Command::Pause(target) => change(socket, output, target.request("pause")),
         Command::Resume(arguments) => {
             let mut request = arguments.target.request("resume");
             if let Some(rate) = &arguments.rate {
                 request.insert("rate".to_owned(), Value::Number(rate.clone()));
             }
-            ask(socket, output, &Value::Object(request))
+            change(socket, output, request)
         }
         Command::Events(arguments) => watch::events(socket, output, arguments),
         Command::Stats(arguments) => {
@@ -75,7 +75,8 @@ pub fn run(socket: &Path, backup: BackupCommand<'_>, json: bool, command: &Comma
         Command::Import(arguments) => import::import(socket, output, arguments),
         Command::Export(arguments) => export::export(socket, output, arguments),
         Command::Backup(arguments) => backup(socket, output, arguments),
-        Command::Ping => ask(socket, output, &json!({"op": "ping"})),
+        Command::Ping => ping(socket, output),
+        Command::Reload => reload(socket, output),
         Command::VapidPublicKey(arguments) => ask(socket, output, &arguments.request()),
         Command::Drain(arguments) => ask(socket, output, &json!({"op": "drain", "on": arguments.switch == Switch::On})),
     }
@@ -118,6 +119,11 @@ const FIRST: &[&str] = &[
     "version",
     "protocol",
     "state",
+    "reasons",
+    "pending",
+    "uptime",
+    "messages",
+    "recipients",
     "message_id",
     "subscription_id",
     "app",
@@ -139,6 +145,51 @@ const FIRST: &[&str] = &[
 fn ask(socket: &Path, output: &mut Output, request: &Value) -> Result<(), Failure> {
     let reply = Connection::open(socket)?.call(request)?;
     output.reply(&reply, FIRST)
+}
+
+/// `cancel`, `pause`, `resume`. Exit 69 if they concern no message: the label may be misspelt.
+fn change(socket: &Path, output: &mut Output, request: Map<String, Value>) -> Result<(), Failure> {
+    let reply = Connection::open(socket)?.call(&Value::Object(request))?;
+    output.reply(&reply, FIRST)?;
+    if reply.members.get("messages") == Some(&json!(0)) && !reply.says("more") {
+        return Err(Failure::new(Exit::Unavailable, "it concerns no message: nothing that is named so waits"));
+    }
+    Ok(())
+}
+
+/// Exit 75 while no new messages are taken.
+fn ping(socket: &Path, output: &mut Output) -> Result<(), Failure> {
+    let reply = Connection::open(socket)?.call(&json!({"op": "ping"}))?;
+    output.reply(&reply, FIRST)?;
+    let why = match reply.text("state") {
+        Some("read_only") => {
+            "the disk is full, or almost: accepted messages are kept, and new ones are refused until there is space"
+        }
+        Some("draining") => "it is draining: new messages are refused until `fanfare drain off`",
+        _ => return Ok(()),
+    };
+    Err(Failure::new(Exit::Temporary, why))
+}
+
+/// Exit 78 if the configuration is wrong; then the old one stays.
+fn reload(socket: &Path, output: &mut Output) -> Result<(), Failure> {
+    let mut connection = Connection::open(socket)?;
+    connection.send(&json!({"op": "reload"}).to_string())?;
+    let reply = connection.receive()?.good().map_err(|refusal| match refusal.code.as_str() {
+        "invalid_field" => {
+            Failure::new(Exit::Configuration, format!("not reloaded, the old configuration stays: {}", refusal.message))
+        }
+        _ => refusal.into(),
+    })?;
+    if output.json() {
+        return output.line(&reply.line);
+    }
+    let restart: Vec<&str> =
+        reply.members.get("restart").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    if !restart.is_empty() {
+        note(format_args!("changed, and used only after a restart: {}", printable::line(&restart.join(", "))));
+    }
+    output.line("reloaded")
 }
 
 /// The socket a client command uses: `named` by the user, else by the environment or the configuration `file` as the daemon reads

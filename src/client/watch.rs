@@ -17,6 +17,7 @@ use crate::printable::line;
 const STATUS_MEMBERS: &[&str] = &[
     "message_id",
     "state",
+    "paused_by",
     "open",
     "label",
     "ref",

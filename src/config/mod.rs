@@ -5,8 +5,9 @@
 //! by those who open them; who else could change them is told by `file`.
 //!
 //! This file says what there is. `keys` knows every key with its default and its limits, `read` how a key is found in the file and
-//! the environment, and what is said where it is wrong.
+//! the environment, and what is said where it is wrong. `changes` says which keys a reload does not apply.
 
+mod changes;
 mod file;
 mod keys;
 mod read;

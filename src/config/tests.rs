@@ -325,3 +325,32 @@ fn warnings_for_what_is_legal() {
     let several = "[apps.a]\nvapid_keys = [\"/k\"]\nsubject = \"mailto:a@b.dev\"\n[apps.b]\nvapid_keys = [\"/k\"]\nsubject = \"mailto:a@b.dev\"\n";
     assert_eq!(load(several, &[]).expect("good").warnings().len(), 1);
 }
+
+#[test]
+fn what_a_reload_does_not_apply_is_named() {
+    let old = good("", &[]);
+    assert_eq!(old.wants_restart(&good("", &[])), Vec::<String>::new());
+    let applied =
+        "[messages]\nttl_max = 77\nttl_default = 7\nat_max = 8\n[encrypt]\nwarm_memory = 1\n[endpoints]\npolicy = \"public\"";
+    assert_eq!(old.wants_restart(&good(applied, &[])), Vec::<String>::new());
+    // Each default of the shipped file, changed by itself, is applied or named.
+    let applied = ["messages.ttl_default", "messages.ttl_max", "messages.at_max", "endpoints.policy", "encrypt.warm_memory"];
+    let mut tried = 0;
+    for (table, values) in File::from_str(&uncommented(), FileFormat::Toml).collect().expect("TOML") {
+        let ValueKind::Table(values) = values.kind else { continue };
+        for (key, value) in values.into_iter().filter(|_| table != "apps") {
+            let ValueKind::I64(number) = value.kind else { continue };
+            let other = if number > 1 { number - 1 } else { number + 1 };
+            let Ok(new) = load(&format!("[{table}]\n{key} = {other}\n{APP}"), &[]) else { continue };
+            let name = format!("{table}.{key}");
+            let expected = if applied.contains(&name.as_str()) { vec![] } else { vec![name] };
+            assert_eq!(old.wants_restart(&new), expected, "{table}.{key} = {other}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 20, "{tried}");
+    let more = "[sockets.shop]\npath = \"/s\"\napps = [\"default\"]\n[apps.shop]\nvapid_keys = [\"/l\"]\nsubject = \"mailto:a@fanfare.dev\"";
+    let new = good(more, &[]);
+    assert_eq!(old.wants_restart(&new), ["sockets.shop", "apps.shop"]);
+    assert_eq!(new.wants_restart(&old), ["sockets.shop", "apps.shop"]);
+}

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock;
 use crate::deliver::{self, Pool};
@@ -88,6 +88,20 @@ pub(super) struct Levels {
 }
 
 impl Levels {
+    /// The line that `systemctl status` shows: `rate` are the answers of push services in a second.
+    pub(super) fn status(&self, rate: f64) -> String {
+        let gates = &self.store.gates;
+        let set = |gate: &AtomicBool| gate.load(Ordering::Relaxed);
+        let state = match () {
+            () if set(&gates.draining) => "draining, ",
+            () if set(&gates.low_space) || set(&gates.full) => "no space, read only, ",
+            () => "",
+        };
+        let closed = self.origins.shown().into_iter().filter(|(.., health)| health.state != "open");
+        let closed: Vec<String> = closed.map(|(_, origin, _)| origin.host().to_owned()).collect();
+        status_line(state, self.store.pending.load(Ordering::Relaxed), rate, &closed)
+    }
+
     /// `seldom`: also those that cost some reads.
     pub(super) fn set(&self, seldom: bool) {
         let store = &self.store;
@@ -237,4 +251,35 @@ fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * 4096)
+}
+
+/// Hosts of closed push services that the status line names.
+const CLOSED_NAMED: usize = 3;
+
+fn status_line(state: &str, pending: u64, rate: f64, closed: &[String]) -> String {
+    let mut text = format!("{state}{pending} pending, {rate:.0} answers a second");
+    if !closed.is_empty() {
+        let named = closed.iter().take(CLOSED_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        text.push_str(&format!(", closed: {named}"));
+        if closed.len() > CLOSED_NAMED {
+            text.push_str(&format!(" and {} more", closed.len() - CLOSED_NAMED));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_line_names_some_of_what_is_closed() {
+        let hosts: Vec<String> = ["a", "b", "c", "d", "e"].map(|name| format!("{name}.example")).into();
+        assert_eq!(status_line("", 12, 3.4, &[]), "12 pending, 3 answers a second");
+        assert_eq!(status_line("draining, ", 0, 0.0, &hosts[..1]), "draining, 0 pending, 0 answers a second, closed: a.example");
+        assert_eq!(
+            status_line("", 7, 99.6, &hosts),
+            "7 pending, 100 answers a second, closed: a.example, b.example, c.example and 2 more"
+        );
+    }
 }

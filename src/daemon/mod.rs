@@ -26,10 +26,11 @@ use crossbeam_channel::bounded;
 use nix::sys::signal::SigSet;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::levels::{Levels, Shown};
 use crate::clock;
+use crate::complaint::Complaint;
 use crate::config::Config;
 use crate::deliver::{self, Pool};
 use crate::descriptors::{self, Descriptors};
@@ -40,12 +41,13 @@ use crate::endpoint::EndpointPolicy;
 use crate::exit::Exit;
 use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::line::Rules;
-use crate::ingest::{COLLECTING, Door, READS, Socket, WALKS};
+use crate::ingest::{COLLECTING, Door, READS, Reload, Socket, WALKS};
 use crate::message::{Encoding, UnixMillis};
 use crate::metrics;
 use crate::origin::table::Table;
 use crate::outcome::Outcome;
 use crate::outcome::backoff::Bounds;
+use crate::printable;
 use crate::protocol::request::Target;
 use crate::protocol::time::format_time;
 use crate::queue::{self, Bell, Sender};
@@ -72,6 +74,9 @@ const TOKENS_PER_ORIGIN: usize = 4;
 const SETTLES: usize = 4_096;
 /// A loop that has not come round for so long keeps the watchdog from being fed.
 const STUCK: Duration = Duration::from_secs(15);
+static STUCK_TOLD: Complaint = Complaint::each_minute();
+/// Seconds between two lines of `systemctl status`.
+const STATUS_SECONDS: u64 = 5;
 /// Days that `stats` looks back.
 const STATS_DAYS: u32 = 400;
 
@@ -131,7 +136,15 @@ pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
         let mut signing = Vec::new();
         for path in &app.vapid_keys {
             signing.push(SigningKey::read(path).map_err(|error| {
-                let text = format!("apps.{name}.vapid_keys, {}: {error}", path.display());
+                let mut text = format!("apps.{name}.vapid_keys, {}: {error}", path.display());
+                if let KeyFileError::Unreadable(io) = &error
+                    && io.kind() == std::io::ErrorKind::NotFound
+                {
+                    text.push_str(&format!(
+                        ". `fanfare setup --subject mailto:you@example.com` makes the first key, `fanfare keygen --out {}` any other",
+                        path.display()
+                    ));
+                }
                 match error {
                     KeyFileError::TooOpen { .. } | KeyFileError::NotOurs { .. } => ServeError::Permission(text),
                     KeyFileError::Unreadable(ref io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -243,6 +256,8 @@ struct Daemon {
     sockets: Vec<Arc<Socket>>,
     socket_paths: Vec<PathBuf>,
     door: Arc<Door>,
+    /// Those who ask for a reload, and wait for its answer.
+    reloads: mpsc::Receiver<Reload>,
     /// Told when the writer has ended, which it does of itself only if it is broken.
     writer_ended: oneshot::Receiver<()>,
 }
@@ -383,6 +398,7 @@ impl Daemon {
 
         let (stop_lines, stop_reading) = watch::channel(false);
         let shown = Shown { store: store.clone(), origins: origins.clone(), pool: pool.clone(), tokens: tokens.clone() };
+        let (ask_reload, reloads) = mpsc::channel(1);
         let door = Arc::new(Door {
             store: store.clone(),
             tokens: tokens.clone(),
@@ -394,6 +410,8 @@ impl Daemon {
             ttl0_patience: config.messages.ttl0_patience,
             receipts: Receipts::new(&store.keyed_hash(b"receipts")),
             origins: Box::new(move |apps| shown.origins_json(apps)),
+            reloads: ask_reload,
+            started: Instant::now(),
             open: AtomicUsize::new(0),
             connected: AtomicU64::new(0),
             stop: stop_reading,
@@ -416,6 +434,7 @@ impl Daemon {
             sockets: Vec::new(),
             socket_paths: Vec::new(),
             door,
+            reloads,
             writer_ended,
         };
         daemon.open_sockets(config, descriptors.connections)?;
@@ -437,14 +456,18 @@ impl Daemon {
         let watchdog = sd_notify::watchdog_enabled();
         let mut every = tokio::time::interval(Duration::from_secs(1));
         let mut turns = 0u64;
+        let mut answered = 0;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => {
-                    notify_reloading();
-                    self.reload(&config, reload());
-                    notify(&[NotifyState::Ready]);
+                    // What comes of it is in the log.
+                    let _logged = self.reload(&config, &reload);
+                }
+                Some(reply) = self.reloads.recv() => {
+                    // Who asked may have gone.
+                    let _gone = reply.send(self.reload(&config, &reload));
                 }
                 _ = &mut self.writer_ended => return Err(self.broken()),
                 _ = every.tick() => {
@@ -452,14 +475,26 @@ impl Daemon {
                     match self.beats.stuck() {
                         None if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
                         None => {}
-                        Some(name) => tracing::error!(name, "a loop has not come round for 15 s"),
+                        Some(name) => {
+                            if let Some(left_out) = STUCK_TOLD.tell() {
+                                tracing::error!(name, left_out, "a loop has not come round for 15 s");
+                            }
+                        }
                     }
                     let levels = Levels { store: self.store.clone(), origins: self.origins.clone(), pool: self.pool.clone(), tokens: self.tokens.clone() };
                     let warm = self.warm.clone();
+                    let mut since = None;
+                    if turns % STATUS_SECONDS == 1 {
+                        let all = self.origins.answers();
+                        since = Some(all - std::mem::replace(&mut answered, all));
+                    }
                     tokio::task::spawn_blocking(move || {
                         warm.look(&levels.store, clock::now());
                         metrics::warm(&warm.usage());
                         levels.set(turns % 10 == 1);
+                        if let Some(since) = since {
+                            notify(&[NotifyState::Status(&levels.status(since as f64 / STATUS_SECONDS as f64))]);
+                        }
                     });
                     for socket in &self.sockets {
                         socket.show();
@@ -473,17 +508,20 @@ impl Daemon {
     /// The writer ended by itself.
     fn broken(self) -> ServeError {
         match self.writer.join() {
-            Ok(Err(error)) => ServeError::Io(format!("the store cannot be written: {error:?}")),
+            Ok(Err(error)) => ServeError::Io(format!("the store cannot be written: {error}")),
             _ => ServeError::Io("the writer has ended".to_owned()),
         }
     }
 
-    fn reload(&self, old: &Config, new: Result<Config, String>) {
-        let applied = new.and_then(|config| {
+    /// Reads the configuration again, and applies what can be applied while it runs. Gives the keys that were changed since the start
+    /// and are used only after a restart; the error says what is wrong: then nothing has changed.
+    fn reload(&self, old: &Config, read: impl Fn() -> Result<Config, String>) -> Result<Vec<String>, String> {
+        notify_reloading();
+        let applied = read().and_then(|mut config| {
             let apps = read_keys(&config).map_err(|error| error.to_string())?;
-            if config.apps.keys().ne(old.apps.keys()) || config.endpoints.allow_hosts != old.endpoints.allow_hosts {
-                tracing::warn!("apps and allow_hosts that are new, or gone, want a restart");
-            }
+            let restart = old.wants_restart(&config);
+            // What is told of these bounds is what holds.
+            config.messages.max_pending = old.messages.max_pending;
             self.pool.reload_roots().map_err(|error| error.to_string())?;
             self.tokens.reload(apps);
             self.warm.set_bound(config.encrypt.warm_memory << 20);
@@ -491,14 +529,22 @@ impl Daemon {
                 let apps: Vec<String> = socket.rules.load().apps.keys().map(|app| app.to_string()).collect();
                 socket.rules.store(Arc::new(rules(&config, &apps, &self.tokens, &self.store)));
             }
-            Ok(())
+            Ok(restart)
         });
-        match applied {
-            Ok(()) => tracing::info!(
-                "reloaded: keys, subjects, certificates, the bounds of messages, the endpoint policy, encrypt.warm_memory"
-            ),
-            Err(error) => tracing::error!(%error, "not reloaded: the old configuration stays"),
+        match &applied {
+            Ok(restart) => {
+                tracing::info!(
+                    "reloaded: keys, subjects, scopes, certificates, ttl and at bounds, the endpoint policy, encrypt.warm_memory"
+                );
+                if !restart.is_empty() {
+                    tracing::warn!("changed, and used only after a restart: {}", restart.join(", "));
+                }
+            }
+            // One entry, whatever the number of problems.
+            Err(error) => tracing::error!("not reloaded, the old configuration stays: {}", printable::joined(error)),
         }
+        notify(&[NotifyState::Ready]);
+        applied
     }
 
     async fn shut(self, config: &Config) -> Result<(), ServeError> {
@@ -531,7 +577,7 @@ impl Daemon {
                 tracing::info!(pending, "stopped; what is pending is on disk");
                 Ok(())
             }
-            Ok(Ok(Err(error))) => Err(ServeError::Io(format!("the last checkpoint could not be written: {error:?}"))),
+            Ok(Ok(Err(error))) => Err(ServeError::Io(format!("the last checkpoint could not be written: {error}"))),
             _ => Err(ServeError::Io("the writer has ended in a panic".to_owned())),
         }
     }

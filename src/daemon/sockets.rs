@@ -16,6 +16,7 @@ use super::{Daemon, ServeError, rules};
 use crate::config::{self, Config};
 use crate::ingest::share::Shares;
 use crate::ingest::{self, Socket};
+use crate::printable;
 
 impl Daemon {
     /// `connections`: how many there may be on all sockets together.
@@ -71,7 +72,10 @@ fn inherited_sockets() -> HashMap<PathBuf, UnixListener> {
             (Some(path), Ok(listener)) => {
                 inherited.insert(path, listener);
             }
-            (path, _) => tracing::warn!(?path, "a socket from systemd cannot be used"),
+            (path, _) => {
+                let path = path.map_or_else(|| "without a name".to_owned(), |path| printable::path(&path));
+                tracing::warn!(path, "a socket from systemd cannot be used");
+            }
         }
     }
     inherited

@@ -17,7 +17,7 @@ pub use self::unread::CHUNK_BYTES;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::unix::OwnedReadHalf;
@@ -34,15 +34,16 @@ use crate::ingest::line::{Rules, parse};
 use crate::ingest::share::{Shares, Turn};
 use crate::ingest::unread::{More, Unread};
 use crate::limits::{CONNECTION_BYTES, CONNECTION_LINES, LINE_SECONDS};
-use crate::message::{Name, Urgency};
+use crate::message::{MessageId, Name, Urgency};
 use crate::metrics;
 use crate::protocol::reply::write_problem;
-use crate::protocol::request::{Code, Devices, Problem, Request, RequestId, Send as NewSend, Test, TestTo, To};
+use crate::protocol::request::{Code, Devices, Problem, Request, RequestId, Send as NewSend, Target, Test, TestTo, To};
 use crate::receipt::Receipts;
-use crate::store::Store;
 use crate::store::commit::{Apps, Done, Erasing, Op, Preparing, Writes, prepare_add, prepare_send, prepare_subscribe};
-use crate::store::live::ListKey;
+use crate::store::concerned::{Command, Concerned, Counted, Counting, words};
+use crate::store::live::{Holder, ListKey};
 use crate::store::turns;
+use crate::store::{ReadError, Store};
 use crate::vapid::token::Tokens;
 
 /// How long a line may wait for a place in the writer's queue before it is answered `overloaded`.
@@ -67,6 +68,8 @@ const LINE_BYTES: usize = 1_536;
 const RESERVED: usize = 64 * 1024;
 /// Users whose first connection is logged.
 const KNOWN_PEERS: usize = 1_024;
+/// How long one turn of what has much to look at lasts, about.
+const TURN: Duration = Duration::from_millis(10);
 /// Requests that may walk over the registry, the event log and the like at the same time. Each takes a thread and a core while its
 /// turn lasts; more wait.
 pub const WALKS: usize = 2;
@@ -98,6 +101,10 @@ pub struct Door {
     pub receipts: Receipts,
     /// The array that `origins` answers, as JSON: on an app's socket for its apps, on the operator's (None) with all there is.
     pub origins: Origins,
+    /// Where `reload` is asked for.
+    pub reloads: mpsc::Sender<Reload>,
+    /// When the daemon began to take lines.
+    pub started: Instant,
     /// Open connections.
     pub open: AtomicUsize,
     /// Connections since the start.
@@ -105,6 +112,9 @@ pub struct Door {
     /// True: no line is read any more.
     pub stop: watch::Receiver<bool>,
 }
+
+/// Where a `reload` is answered: with the keys that were changed and are used only after a restart, or with what is wrong.
+pub type Reload = oneshot::Sender<Result<Vec<String>, String>>;
 
 /// One socket: which apps exist on it, and what its lines are judged by. Replaced at reload.
 pub struct Socket {
@@ -382,7 +392,10 @@ impl Reader {
             }
         };
         match self.prepare(request, &id, now) {
-            Prepared::Write(op, told) => {
+            Prepared::Write(op, mut told) => {
+                if let Told::Changed { singles, .. } = &mut told {
+                    *singles = self.concerned_singles(&op).await;
+                }
                 self.slice.bytes += line.len();
                 self.slice.room = self.slice.room.saturating_sub(line.len() + LINE_BYTES);
                 self.slice.ops.push(op);
@@ -405,6 +418,7 @@ impl Reader {
         let ids = &self.door.store.ids;
         let preparing = |app: &str| self.preparing(app, now);
         let id = id.clone();
+        let changed = |id| Told::Changed { id, singles: Concerned::default() };
         match request {
             Request::Send(send) => {
                 let rejected = match &send.to {
@@ -434,16 +448,20 @@ impl Reader {
                 let op = Op::Close { message_id: ids.read(message_id), step, apps: apps() };
                 Prepared::Write(op, Told::Add { id, message_id, rejected: Vec::new() })
             }
-            Request::Cancel(target) => Prepared::Write(Op::Cancel { target: target.read(ids), apps: apps() }, Told::Plain { id }),
-            Request::Pause(target) => Prepared::Write(Op::Pause { target: target.read(ids), apps: apps() }, Told::Plain { id }),
+            Request::Cancel(target) => Prepared::Write(Op::Cancel { target: target.read(ids), apps: apps() }, changed(id)),
+            Request::Pause(target) => Prepared::Write(Op::Pause { target: target.read(ids), apps: apps() }, changed(id)),
             Request::Resume { target, rate } => {
-                Prepared::Write(Op::Resume { target: target.read(ids), rate, apps: apps() }, Told::Plain { id })
+                Prepared::Write(Op::Resume { target: target.read(ids), rate, apps: apps() }, changed(id))
             }
             Request::Drain { on } if self.socket.operator => Prepared::Write(Op::Drain { on }, Told::Plain { id }),
-            Request::Drain { .. } | Request::Backup { .. } if !self.socket.operator => {
+            Request::Drain { .. } | Request::Reload | Request::Backup { .. } if !self.socket.operator => {
                 Prepared::Refused(problem(Code::NotAllowed, Some("op"), "this is for the operator's socket"))
             }
-            Request::Ping => Prepared::Write(Op::Pass, Told::Ping { id }),
+            Request::Ping => {
+                // What other apps have waiting is not told.
+                let apps = (!self.socket.operator).then(apps);
+                Prepared::Write(Op::Pass { apps }, Told::Ping { id })
+            }
             registry => self.prepare_registry(registry, id, now),
         }
     }
@@ -537,6 +555,55 @@ impl Reader {
         let _ended = self.items.send(Item::Now { line, places });
     }
 
+    /// The singles that a `cancel`, `pause` or `resume` of a label or an app concerns. Those that are paused by themselves are
+    /// resumed here, one by one: the writer knows of each by its id only.
+    async fn concerned_singles(&mut self, op: &Op) -> Concerned {
+        let (command, target, apps) = match op {
+            Op::Cancel { target, apps } => (Command::Cancel, target, apps),
+            Op::Pause { target, apps } => (Command::Pause, target, apps),
+            Op::Resume { target, apps, .. } => (Command::Resume, target, apps),
+            _ => return Concerned::default(),
+        };
+        let words = words(target, apps);
+        if let [Holder::Message(_)] = words[..] {
+            return Concerned::default();
+        }
+        // What this connection sent before is counted too.
+        self.hand_over().await;
+        if !self.written(vec![Op::Pass { apps: None }]).await {
+            return Concerned::default();
+        }
+        let mut counting = Counting::of(&self.door.store, command, words);
+        let Counted { concerned, paused } = loop {
+            let (store, turn) = (self.door.store.clone(), self.door.walks.take(&self.socket.name).await);
+            let looked = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                (counting.go_on(&store, Instant::now() + TURN), counting)
+            });
+            match looked.await {
+                Ok((Ok(true), counted)) => break counted.end(),
+                Ok((Ok(false), begun)) => counting = begun,
+                // While the store is being opened again nothing can be counted; the writer says what becomes of the command.
+                Ok((Err(ReadError), _)) | Err(_) => return Concerned { more: true, ..Concerned::default() },
+            }
+        };
+        for some in paused.chunks(SLICE_LINES) {
+            let resume = |id: &MessageId| Op::Resume { target: Target::Message(*id), rate: None, apps: apps.clone() };
+            if !self.written(some.iter().map(resume).collect()).await {
+                break;
+            }
+        }
+        concerned
+    }
+
+    /// Has the writer take lines of the daemon's own, in their turn among those of this connection. Whether it has answered.
+    async fn written(&self, ops: Vec<Op>) -> bool {
+        let (reply, answers) = oneshot::channel();
+        // Where the writer has ended there is no answer.
+        let _ended = self.door.commits.send(Writes { from: self.from, ..Writes::new(ops, reply) });
+        answers.await.is_ok()
+    }
+
     /// Hands the collected writes to the writer.
     async fn hand_over(&mut self) {
         if self.slice.ops.is_empty() {
@@ -566,7 +633,7 @@ impl Reader {
         own.extend(memory);
         let (reply, answers) = oneshot::channel();
         let writes = Writes { from: self.from, places: vec![place], ..Writes::new(ops, reply) };
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         // There is a place, so this does not wait; where the writer has ended, the answers say so.
         let _ended = self.door.commits.send(writes);
         let _ended = self.items.send(Item::Writes { told, answers, began, places: own });

@@ -5,6 +5,7 @@
 //! a delivery leaves the pipeline.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::HashMap;
 
@@ -27,6 +28,8 @@ pub struct Table {
     origins: Mutex<State>,
     /// Streams that the pool can carry to an origin at the moment.
     capacity: Box<dyn Fn(&Origin) -> usize + Send + Sync>,
+    /// Deliveries that push services have answered since the start, whatever they said.
+    answers: AtomicU64,
     /// Origins kept, at most: healthy ones without anything in flight are forgotten first.
     most: usize,
 }
@@ -57,7 +60,7 @@ pub enum Admit {
 impl Table {
     /// `capacity` tells the streams of an origin at the moment.
     pub fn new(most: usize, capacity: impl Fn(&Origin) -> usize + Send + Sync + 'static) -> Table {
-        Table { origins: Mutex::default(), capacity: Box::new(capacity), most }
+        Table { origins: Mutex::default(), capacity: Box::new(capacity), answers: AtomicU64::new(0), most }
     }
 
     /// How many more may be handed out to a service that has this one origin.
@@ -143,6 +146,9 @@ impl Table {
         heard: Option<Heard>,
         error: Option<&'static str>,
     ) {
+        if let Some(Heard::Answer | Heard::Trouble) = heard {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
         let mut state = lock(&self.origins);
         leave(&mut state, service, 1);
         let entry = self.entry(&mut state, origin, service, now);
@@ -173,6 +179,11 @@ impl Table {
         if let Some(until) = not_before {
             state.closed.insert(service, (until, error));
         }
+    }
+
+    /// Deliveries that push services have answered since the start, whatever became of them.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// What an operator is shown.

@@ -51,6 +51,8 @@ pub enum Request {
     Drain {
         on: bool,
     },
+    /// The daemon is to read its configuration again.
+    Reload,
     Subscribe(Box<Subscribe>),
     UpdateSubscription(Box<Update>),
     Unsubscribe {

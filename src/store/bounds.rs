@@ -7,8 +7,10 @@ use bytes::Bytes;
 use crate::limits::RULES_MAX;
 use crate::protocol::request::{Code, Payload, Send, Subscriptions, Target, To};
 use crate::store::commit::{Apps, Done, Op, prepare_send};
+use crate::store::concerned::{Command, Concerned};
 use crate::store::family;
 use crate::store::harness::{self, HOSTS, HarnessOnly, Setup};
+use crate::store::live::Holder;
 
 const DAY: u64 = 86_400_000;
 
@@ -63,11 +65,11 @@ fn an_app_has_as_many_rules_as_its_share() {
     let answers = world.hand_over_together((0..RULES_MAX).map(pause).collect());
     // A quarter of all is kept for the other app.
     let most = RULES_MAX - RULES_MAX / 4;
-    assert_eq!(answers.iter().filter(|done| **done == Done::Done).count() as u64, most);
+    assert_eq!(answers.iter().filter(|done| matches!(done, Done::Changed { .. })).count() as u64, most);
     assert!(answers[most as usize..].iter().all(overloaded));
     assert!(overloaded(&world.paused("shop")));
     assert!(overloaded(&world.hand_over(Op::Cancel { target: label(0), apps: only("shop") })));
-    assert_eq!(world.hand_over(pause(0)), Done::Done, "it is a rule already");
+    assert!(matches!(world.hand_over(pause(0)), Done::Changed { .. }), "it is a rule already");
     assert!(matches!(world.paused("news"), Done::Taken { .. }));
     // The count is known after a start, and comes down with what is resumed. Whose the other app's paused message is, a start does
     // not look up: it counts for the whole.
@@ -77,8 +79,34 @@ fn an_app_has_as_many_rules_as_its_share() {
     for n in [1, 2] {
         world.hand_over(Op::Resume { target: label(n), rate: None, apps: only("shop") });
     }
-    assert_eq!(world.hand_over(pause(RULES_MAX)), Done::Done);
+    assert!(matches!(world.hand_over(pause(RULES_MAX)), Done::Changed { .. }));
     assert!(overloaded(&world.hand_over(pause(RULES_MAX + 1))));
+}
+
+#[test]
+fn a_count_of_singles_looks_at_so_many_and_then_says_that_there_may_be_more() {
+    let mut world = world();
+    let words = |app: &str| vec![Holder::App(Arc::from(app))];
+    let count = |world: &World, command, app: &str| world.store().counted(command, words(app)).concerned;
+    let of = |messages, more| Concerned { messages, recipients: messages, more };
+    for _ in 0..10 {
+        world.paused("shop");
+    }
+    for command in [Command::Cancel, Command::Pause, Command::Resume] {
+        assert_eq!(count(&world, command, "shop"), of(10, false), "{command:?}");
+        assert_eq!(count(&world, command, "news"), of(0, false), "{command:?}");
+    }
+    // Still held by the app's own word.
+    world.hand_over(Op::Pause { target: Target::App(Arc::from("shop")), apps: only("shop") });
+    let by_label = vec![Holder::Label(Arc::from("shop"), Arc::from("label"))];
+    assert_eq!(world.store().counted(Command::Resume, by_label).concerned, of(0, false));
+    world.hand_over(Op::Cancel { target: Target::App(Arc::from("shop")), apps: only("shop") });
+    assert_eq!(count(&world, Command::Cancel, "shop"), of(0, false), "cancelled, and not swept yet");
+    for _ in 0..100 {
+        world.paused("shop");
+    }
+    let counted = count(&world, Command::Pause, "shop");
+    assert!(counted.more && (1..=64).contains(&counted.messages), "{counted:?}");
 }
 
 #[test]

@@ -76,8 +76,10 @@ pub enum Op {
     Drain {
         on: bool,
     },
-    /// `ping`: a pass through the writer.
-    Pass,
+    /// `ping`: a pass through the writer, which says how many deliveries of these apps are pending. None: of all.
+    Pass {
+        apps: Option<Apps>,
+    },
     Subscribe(Box<NewSubscription>),
     Update {
         update: Box<Update>,
@@ -142,7 +144,7 @@ impl Op {
     pub fn is_urgent(&self) -> bool {
         match self {
             Op::Send(new) => new.message.urgency == Urgency::High,
-            Op::Cancel { .. } | Op::Pause { .. } | Op::Resume { .. } | Op::Drain { .. } | Op::Pass => true,
+            Op::Cancel { .. } | Op::Pause { .. } | Op::Resume { .. } | Op::Drain { .. } | Op::Pass { .. } => true,
             _ => false,
         }
     }
@@ -289,10 +291,16 @@ pub enum Done {
         duplicate: bool,
         position: Option<Box<str>>,
     },
-    /// `cancel`, `pause`, `resume`.
-    Done,
-    /// `drain`, `ping`: nothing is written for them.
+    /// `cancel`, `pause`, `resume`: so many messages are concerned, with so many recipients that have not ended. Of a label or an app
+    /// these are its lists and campaigns: singles are counted by [`crate::store::concerned`].
+    Changed {
+        messages: u64,
+        recipients: u64,
+    },
+    /// `drain`: nothing is written for it.
     Passed,
+    /// `ping`: nothing is written for it either. Deliveries that have not ended.
+    Pending(u64),
     Subscribed {
         id: SubscriptionId,
         created: bool,

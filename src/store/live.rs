@@ -664,6 +664,16 @@ impl Holder {
         }
     }
 
+    /// Whether a message of this id, app and label is one of those that it names.
+    pub fn concerns(&self, id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> bool {
+        match self {
+            Holder::Message(of) => *of == id,
+            Holder::Label(of, named) => of == app && label == Some(named),
+            Holder::App(of) => of == app,
+            Holder::Account(_) | Holder::Subscription(..) => false,
+        }
+    }
+
     /// Whether it ends, as a cancellation, what belongs to somebody who is erased.
     pub fn erases(&self) -> bool {
         matches!(self, Holder::Account(_) | Holder::Subscription(..))
@@ -700,6 +710,19 @@ impl RuleSet {
             return None;
         }
         holders(message.id, &message.app, message.label.as_ref()).into_iter().flatten().find(|who| self.paused.contains(who))
+    }
+
+    /// Who pauses the message, in the words of the protocol: `message`, `label`, `app`.
+    pub fn paused_by(&self, id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>) -> impl Iterator<Item = &'static str> {
+        let words = holders(id, app, label).into_iter().zip(["message", "label", "app"]);
+        words.filter(move |(who, _)| who.as_ref().is_some_and(|who| self.paused.contains(who))).map(|(_, word)| word)
+    }
+
+    /// Whether the message is held back now, and no more when these words and what was said of it alone are taken back. `itself`
+    /// says that it is a list that was paused by itself.
+    pub fn lets_go(&self, id: MessageId, app: &Arc<str>, label: Option<&Arc<str>>, itself: bool, words: &[Holder]) -> bool {
+        let mut holders = holders(id, app, label).into_iter().flatten().filter(|who| self.paused.contains(who)).peekable();
+        (itself || holders.peek().is_some()) && holders.all(|who| matches!(who, Holder::Message(_)) || words.contains(&who))
     }
 
     /// Whether the message was cancelled.

@@ -37,6 +37,11 @@ impl Store {
         Ok(self.batches.peek(id, || self.load(&id, count, shape))?.waiting())
     }
 
+    /// A batch of `count` singles, only for looking: it does not get into memory by that.
+    pub(super) fn peek(&self, id: BatchId, count: usize) -> Result<Arc<Batch>, ReadError> {
+        self.batches.peek(id, || self.load(&id, count, None))
+    }
+
     fn load(&self, id: &BatchId, count: usize, shape: Option<&Arc<Shape>>) -> Result<live::Loaded, ReadError> {
         Ok(match self.reader()?.value(family::OUTCOME, key::batch_key(id))? {
             None => (vec![0; count], shape.cloned()),

@@ -22,6 +22,7 @@ pub mod backup;
 #[cfg(test)]
 mod bounds;
 pub mod commit;
+pub mod concerned;
 mod database;
 pub mod erase;
 mod error;

@@ -25,6 +25,8 @@ use crate::store::{ReadError, Store, family, list_state};
 pub struct Status {
     pub id: MessageId,
     pub state: State,
+    /// While it is paused: on whose word, `message`, `label` and `app`.
+    pub paused_by: Vec<&'static str>,
     pub open: bool,
     pub label: Option<Arc<str>>,
     pub reference: Option<Arc<str>>,
@@ -88,14 +90,20 @@ impl Store {
         let message = &list.message;
         let stored = list_state(list).clone();
         let in_flight = self.lists.get(ListKey::of(message.id)).map_or(0, |live| list_state(&live).in_flight);
-        let paused = stored.paused || self.rules.load().pauses(message.id, &message.app, message.label.as_ref());
+        let mut paused_by: Vec<_> = self.rules.load().paused_by(message.id, &message.app, message.label.as_ref()).collect();
+        if stored.paused && !paused_by.contains(&"message") {
+            paused_by.insert(0, "message");
+        }
         let state = match () {
             () if stored.over == Some(Ending::Cancelled) => State::Cancelled,
             () if stored.over.is_some() || stored.done() => State::Done,
-            () if paused => State::Paused,
+            () if !paused_by.is_empty() => State::Paused,
             () if message.at > now => State::Scheduled,
             () => State::Sending,
         };
+        if state != State::Paused {
+            paused_by.clear();
+        }
         let walked = list.wanted.as_ref().map(|_| match &stored.walks {
             None => 0.0,
             Some(walks) => {
@@ -107,6 +115,7 @@ impl Store {
         Status {
             id: message.id,
             state,
+            paused_by,
             // What ended with a campaign is told in one event, which comes last.
             open: !stored.closed || stored.unreported > 0,
             label: message.label.clone(),
@@ -129,7 +138,7 @@ impl Store {
         // A cancellation that is not on disk yet may be forgotten in a crash: nothing is told of it.
         let written = self.written.load(Ordering::Acquire);
         let cancelled = rules.has_cancelled(head.id, &head.app, head.label.as_ref(), written);
-        let paused = rules.pauses(head.id, &head.app, head.label.as_ref());
+        let mut paused_by: Vec<_> = rules.paused_by(head.id, &head.app, head.label.as_ref()).collect();
         drop(rules);
         let mut in_flight = 0;
         // Memory first: what is neither busy nor ended there, and not ended on disk after that, nobody sends any more once it is
@@ -162,13 +171,17 @@ impl Store {
         let state = match () {
             () if pending == 0 && counts.ended[Ending::Cancelled as usize - 1] > 0 => State::Cancelled,
             () if pending == 0 => State::Done,
-            () if paused => State::Paused,
+            () if !paused_by.is_empty() => State::Paused,
             () if head.at > now => State::Scheduled,
             () => State::Sending,
         };
+        if state != State::Paused {
+            paused_by.clear();
+        }
         Ok(Status {
             id: head.id,
             state,
+            paused_by,
             open: false,
             label: head.label.clone(),
             reference: head.reference.clone(),

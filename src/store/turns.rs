@@ -191,7 +191,7 @@ mod tests {
 
     fn slice(socket: u16, connection: u64, rank: Rank, ops: usize) -> Writes {
         let (reply, _nobody) = tokio::sync::oneshot::channel();
-        let ops = (0..ops).map(|_| Op::Pass).collect();
+        let ops = (0..ops).map(|_| Op::Pass { apps: None }).collect();
         Writes { rank, from: From { socket, connection }, ..Writes::new(ops, reply) }
     }
 

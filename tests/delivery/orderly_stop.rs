@@ -144,6 +144,63 @@ fn sighup_takes_new_keys_and_certificates() {
 }
 
 #[test]
+fn a_reload_says_what_is_wrong_and_which_keys_want_a_restart() {
+    let mock = mock(1);
+    let daemon = daemon(&mock, |config| {
+        config
+            .set("messages.ttl_max", 7_000)
+            .set("messages.ttl_default", 5_000)
+            .set("deliver.timeout", 29)
+            .set("retry.max", 301)
+            .set("messages.max_pending", 9_001)
+    });
+    let mut client = daemon.client();
+    let reload = json!({"op": "reload"});
+    assert_eq!(client.ok(&reload)["restart"], json!([]));
+    let text = fs::read_to_string(daemon.config_path()).expect("the configuration");
+    let change = |changes: &[(&str, &str)]| {
+        let changed = changes.iter().fold(text.clone(), |text, (from, to)| {
+            assert!(text.contains(from), "{from} in {text}");
+            text.replace(from, to)
+        });
+        fs::write(daemon.config_path(), changed).expect("written");
+    };
+    change(&[
+        ("ttl_max = 7000", "ttl_max = 6000"),
+        ("timeout = 29", "timeout = 28"),
+        ("max = 301", "max = 302"),
+        ("max_pending = 9001", "max_pending = 9002"),
+    ]);
+    let reloaded = client.ok(&reload);
+    assert_eq!(reloaded["restart"], json!(["messages.max_pending", "deliver.timeout", "retry.max"]));
+    let limits = client.ok(&json!({"op": "ping"}))["limits"].clone();
+    // What holds is told, not what will.
+    assert_eq!((&limits["ttl_max"], &limits["max_pending"]), (&json!(6_000), &json!(9_001)));
+    let named = "used only after a restart: messages.max_pending, deliver.timeout, retry.max";
+    assert!(daemon.log().contains(named), "{}", daemon.log());
+
+    change(&[("ttl_max = 7000", "ttl_max = \"long\"\nno_such_key = 1")]);
+    let error = client.error(&reload);
+    assert_eq!((&error["code"], &error["field"]), (&json!("invalid_field"), &Value::Null), "{error}");
+    let told = error["message"].as_str().expect("text");
+    assert!(told.contains("messages.ttl_max") && told.contains("no_such_key"), "{told}");
+    assert_eq!(client.ok(&json!({"op": "ping"}))["limits"]["ttl_max"], 6_000, "the old one stays");
+    let log = daemon.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("not reloaded")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("no_such_key") && lines[0].contains("messages.ttl_max"), "{log}");
+    // As `systemctl reload` asks.
+    let asked = |expected: i32| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fanfare")).arg("--socket").arg(daemon.socket()).arg("reload").output();
+        let output = output.expect("it starts");
+        assert_eq!(output.status.code(), Some(expected), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    asked(78);
+    change(&[]);
+    asked(0);
+    assert_eq!(client.ok(&reload)["restart"], json!([]), "as at the start");
+}
+
+#[test]
 fn a_second_instance_exits_75_and_names_the_first() {
     let mock = mock(1);
     let daemon = daemon(&mock, |config| config);

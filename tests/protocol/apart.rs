@@ -53,11 +53,20 @@ fn two_apps_sockets_see_nothing_of_each_other() {
     assert_eq!(news.ok(&json!({"op": "list_messages"}))["messages"], json!([]));
     assert_eq!(news.ok(&json!({"op": "stats", "by": ["app", "label"]}))["stats"], json!([]));
     assert_eq!(news.events(&json!({"op": "events"})).unwrap().0, Vec::<Value>::new());
-    assert_eq!(news.error(&json!({"op": "drain"}))["code"], "not_allowed");
+    for op in ["drain", "reload", "backup"] {
+        assert_eq!(news.error(&json!({"op": op}))["code"], "not_allowed", "{op}");
+    }
+    let ping = news.ok(&json!({"op": "ping"}));
+    assert_eq!((&ping["pending"], ping.get("uptime")), (&json!(0), None), "{ping}");
+    assert_eq!(shop.ok(&json!({"op": "ping"}))["pending"], 72);
+    assert_eq!(operator.ok(&json!({"op": "ping"}))["pending"], 72);
     // A label, an idempotency key, a topic is each app's own.
     for op in ["pause", "resume", "cancel"] {
-        news.ok(&json!({"op": op, "label": "l"}));
+        let told = news.ok(&json!({"op": op, "label": "l"}));
+        assert_eq!((&told["messages"], &told["recipients"], &told["more"]), (&json!(0), &json!(0), &Value::Null), "{told}");
     }
+    let told = shop.ok(&json!({"op": "pause", "label": "l"}));
+    assert_eq!((&told["messages"], &told["recipients"]), (&json!(3), &json!(72)), "{told}");
     assert_eq!((&status(&mut shop, &single)["state"], &status(&mut shop, &list)["pending"]), (&json!("paused"), &json!(70)));
     let reply = news.ok(&send(&browsers[..1], json!({"payload": "news", "idempotency_key": "k", "topic": "t"})));
     assert!(reply.get("duplicate").is_none() && reply["message_id"] != sent, "{reply}");

@@ -79,6 +79,98 @@ fn a_paused_label_or_app_holds_what_comes_later_too() {
     }
 }
 
+/// What was sent `paused`, or paused by its id, is one of those that a label or an app names.
+#[test]
+fn resume_of_a_label_or_an_app_starts_what_was_sent_paused() {
+    let (mock, mut daemon) = start(|config| config);
+    let browsers = mock.subscribe(0, 70);
+    for (target, other) in [(json!({"label": "l"}), json!({"label": "m"})), (json!({"app": "default"}), json!({"label": "m"}))] {
+        let mut client = daemon.client();
+        let mut ids = Vec::new();
+        for recipients in [&browsers[..2], &browsers[..]] {
+            ids.push((id_of(&client.ok(&send(recipients, json!({"paused": true, "label": "l"})))), recipients.len()));
+            let id = id_of(&client.ok(&send(recipients, json!({"at": in_seconds(1.0), "label": "l"}))));
+            client.ok(&json!({"op": "pause", "message_id": id}));
+            ids.push((id, recipients.len()));
+        }
+        // Rules that were read from disk are taken back like others.
+        daemon.kill9();
+        daemon.restart().unwrap();
+        client = daemon.client();
+        for (id, _) in &ids {
+            let told = status(&mut client, id);
+            assert_eq!((&told["state"], &told["paused_by"]), (&json!("paused"), &json!(["message"])), "{told}");
+        }
+        let with_op = |target: &Value| {
+            let mut request = target.clone();
+            request["op"] = "resume".into();
+            request
+        };
+        assert_eq!(client.ok(&with_op(&other))["messages"], 0);
+        let resumed = client.ok(&with_op(&target));
+        assert_eq!((&resumed["messages"], &resumed["recipients"]), (&json!(4), &json!(144)), "{resumed}");
+        for (id, recipients) in &ids {
+            let told = wait_ended(&mut client, id);
+            assert_eq!((&told["accepted"], &told["paused_by"]), (&json!(recipients), &json!([])), "{told}");
+        }
+    }
+}
+
+#[test]
+fn pause_resume_and_cancel_say_how_much_they_concern() {
+    let (mock, daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 70);
+    let mut ask = |op: &str, mut target: Value| {
+        target["op"] = op.into();
+        let reply = client.ok(&target);
+        assert!(reply.get("more").is_none(), "{reply}");
+        (reply["messages"].as_u64().expect("a number"), reply["recipients"].as_u64().expect("a number"))
+    };
+    let mut more = daemon.client();
+    let later = json!({"label": "l", "at": in_seconds(3_600.0)});
+    let single = id_of(&more.ok(&send(&browsers[..2], later.clone())));
+    let list = id_of(&more.ok(&send(&browsers, later.clone())));
+    more.ok(&send(&browsers[..1], json!({"label": "other", "at": in_seconds(3_600.0)})));
+    let ended = id_of(&more.ok(&send(&browsers[..1], json!({"label": "l"}))));
+    wait_ended(&mut more, &ended);
+    let paused_by = |more: &mut Client, id: &Value| status(more, id)["paused_by"].clone();
+
+    // A word that names nothing says so.
+    for op in ["pause", "resume", "cancel"] {
+        assert_eq!(ask(op, json!({"label": "typo"})), (0, 0), "{op}");
+        assert_eq!(ask(op, json!({"message_id": ended})), (0, 0), "{op}");
+    }
+    assert_eq!(ask("resume", json!({"label": "l"})), (0, 0), "nothing of it is paused");
+    assert_eq!(ask("pause", json!({"label": "l"})), (2, 72));
+    assert_eq!(ask("pause", json!({"message_id": list})), (1, 70));
+    assert_eq!(ask("pause", json!({"message_id": single})), (1, 2));
+    assert_eq!(ask("pause", json!({"app": "default"})), (3, 73));
+    for id in [&single, &list] {
+        assert_eq!(paused_by(&mut more, id), json!(["message", "label", "app"]));
+    }
+    assert_eq!(ask("resume", json!({"label": "l"})), (0, 0), "the app is paused still");
+    assert_eq!(paused_by(&mut more, &single), json!(["app"]));
+    assert_eq!(ask("resume", json!({"app": "default"})), (3, 73));
+    assert_eq!(ask("resume", json!({"app": "default"})), (0, 0), "once is enough");
+    for id in [&single, &list] {
+        let told = status(&mut more, id);
+        assert_eq!((&told["state"], &told["paused_by"]), (&json!("scheduled"), &json!([])));
+    }
+    assert_eq!(ask("pause", json!({"message_id": single})), (1, 2));
+    assert_eq!(ask("resume", json!({"message_id": single})), (1, 2));
+    assert_eq!(ask("resume", json!({"message_id": single})), (0, 0));
+    // What this connection has sent in the same breath counts.
+    let lines = format!("{}\n{}\n", send(&browsers[..1], later), json!({"op": "cancel", "label": "l"}));
+    more.send_raw(lines.as_bytes()).unwrap();
+    more.recv().unwrap();
+    let cancelled = more.recv().unwrap();
+    assert_eq!((&cancelled["messages"], &cancelled["recipients"]), (&json!(3), &json!(73)), "{cancelled}");
+    assert_eq!(ask("cancel", json!({"label": "l"})), (0, 0));
+    assert_eq!(ask("cancel", json!({"message_id": list})), (0, 0));
+    assert_eq!(ask("cancel", json!({"app": "default"})), (1, 1));
+}
+
 /// A list that is paused in the middle goes on where it was: nobody is left out, nobody twice.
 #[test]
 fn a_list_is_paused_and_resumed_again_and_again() {

@@ -188,12 +188,14 @@ fn ping_drain_origins_and_the_public_key() {
     let ping = client.ok(&json!({"op": "ping"}));
     assert_eq!((&ping["state"], &ping["reasons"], &ping["protocol"]), (&json!("ok"), &json!([]), &json!(1)));
     assert!(ping["version"].is_string() && ping["limits"]["line_limit"] == 1_048_576, "{ping}");
+    assert!(ping["pending"] == 0 && ping["uptime"].as_u64().is_some_and(|seconds| seconds < 600), "{ping}");
     let key = client.ok(&json!({"op": "vapid_public_key"}));
     assert_eq!((&key["app"], key["public_key"].as_str().map(str::len)), (&json!("default"), Some(87)));
     let open = id_of(&client.ok(&json!({"op": "send", "to": {"stream": true}, "payload": "s"})));
     let held = id_of(&client.ok(&send(&browsers, json!({"paused": true, "payload": "h"}))));
     client.ok(&json!({"op": "drain"}));
     let ping = client.ok(&json!({"op": "ping"}));
+    assert_eq!(ping["pending"], 2);
     assert_eq!((&ping["state"], &ping["reasons"]), (&json!("draining"), &json!(["draining"])));
     for request in [send(&browsers, json!({})), json!({"op": "add", "message_id": open, "subscriptions": all(&browsers)})] {
         let error = client.error(&request);

@@ -155,8 +155,8 @@ fn nothing_is_made_ahead_for_a_message_without_body() {
     let browsers = mock.subscribe(0, 300);
     subscribe_all(&mut client, &browsers, |_| json!({}));
     let list: Vec<Value> = browsers.iter().map(|browser| browser.json()).collect();
-    let bodiless = [all(), json!({"subscriptions": list})]
-        .map(|to| send(&mut client, to, json!({"paused": true, "payload": null})));
+    let bodiless =
+        [all(), json!({"subscriptions": list})].map(|to| send(&mut client, to, json!({"paused": true, "payload": null})));
     let with_body = send(&mut client, all(), json!({"paused": true}));
     // Of three paused messages, the one that has a body.
     become_equal(300, || secrets(&daemon));

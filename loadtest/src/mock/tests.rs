@@ -227,7 +227,10 @@ fn every_breach_is_answered_and_counted() {
         assert_eq!(ask(&apple, "topic", "1234").await.unwrap().status, 201);
         let no_cache = replace(application.request(&wns), "ttl", "0").header("x-wns-cache-policy", "no-cache");
         assert_eq!(post(&send, no_cache, good(&wns)).await.unwrap().status, 201);
-        assert_eq!(post(&send, replace(application.request(&plain), "content-encoding", ""), Vec::new()).await.unwrap().status, 201);
+        assert_eq!(
+            post(&send, replace(application.request(&plain), "content-encoding", ""), Vec::new()).await.unwrap().status,
+            201
+        );
         let gone = Request::post(format!("{}/push/nobody", mock.origin(0)));
         assert_eq!(post(&send, gone, Vec::new()).await.unwrap().status, 404);
         assert_eq!(mock.counters().violation_count, broken + 1);

@@ -66,8 +66,10 @@ pub enum Command {
     Export(Export),
     /// Copy the store while the daemon runs (operator's socket only)
     Backup(Backup),
-    /// Ask the daemon how it is
+    /// Ask the daemon how it is; ends with 75 while it takes no new messages
     Ping,
+    /// Have the daemon read its configuration again, and say what came of it (operator's socket only)
+    Reload,
     /// Show the key that pages need for `applicationServerKey`
     VapidPublicKey(VapidPublicKey),
     /// Take no new messages while those at hand are sent, or take them again (operator's socket only)

@@ -30,8 +30,9 @@ use crate::limits::ANSWER_KIB;
 use crate::message::{Name, SubscriptionId};
 use crate::metrics;
 use crate::protocol::reply::{begin_ok, end, member, member_message_id, member_text, member_time, write_problem, write_rejected};
-use crate::protocol::request::{Code, Of, Rejected, Request, RequestId, Whose};
+use crate::protocol::request::{Code, Of, Problem, Rejected, Request, RequestId, Whose};
 use crate::store::commit::{Apps, Done};
+use crate::store::concerned::Concerned;
 use crate::store::erase::Swept;
 use crate::store::registry::walk::Wanted;
 use crate::store::{ReadError, watch};
@@ -65,6 +66,11 @@ pub enum Told {
     },
     Plain {
         id: RequestId,
+    },
+    /// `cancel`, `pause`, `resume`, with the singles of a label or an app that it concerns.
+    Changed {
+        id: RequestId,
+        singles: Concerned,
     },
     Ping {
         id: RequestId,
@@ -109,6 +115,7 @@ impl Told {
             Told::Send { id, .. }
             | Told::Add { id, .. }
             | Told::Plain { id }
+            | Told::Changed { id, .. }
             | Told::Ping { id }
             | Told::Subscribe { id }
             | Told::Update { id, .. }
@@ -254,8 +261,34 @@ impl Answerer {
                 if let Request::Events(events) = request {
                     return self.events(id, events, out).await;
                 }
+                if let Request::Reload = request {
+                    return self.reload(&id, out).await;
+                }
                 self.read(id, request, out).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Has the daemon read its configuration again, and waits until it has.
+    async fn reload(&mut self, id: &RequestId, out: &mut Vec<u8>) -> Result<(), Gone> {
+        self.flush(out, &mut Vec::new()).await?;
+        let mut stop = self.door.stop.clone();
+        let (reply, heard) = oneshot::channel();
+        let reloaded = async {
+            // Where the daemon has ended, nobody answers.
+            let _ended = self.door.reloads.send(reply).await;
+            heard.await
+        };
+        match one_of(reloaded, &self.out, &mut stop).await? {
+            Some(Ok(Ok(restart))) => {
+                begin_ok(out, id);
+                member(out, "restart", serde_json::json!(restart));
+                end(out);
+            }
+            // The caller mends the file, and asks again.
+            Some(Ok(Err(message))) => Refusal::of(Problem { code: Code::InvalidField, field: None, message }).write(id, out),
+            Some(Err(_)) | None => Refusal::stopping().write(id, out),
         }
         Ok(())
     }
@@ -423,7 +456,16 @@ impl Answerer {
                 write_rejected(out, rejected, out.len() + self.door.line_limit / 2);
                 end(out);
             }
-            (Told::Ping { id }, _) => self.write_ping(id, out),
+            (Told::Changed { id, singles }, Done::Changed { messages, recipients }) => {
+                begin_ok(out, id);
+                member(out, "messages", messages + singles.messages);
+                member(out, "recipients", recipients + singles.recipients);
+                if singles.more {
+                    member(out, "more", true);
+                }
+                end(out);
+            }
+            (Told::Ping { id }, Done::Pending(pending)) => self.write_ping(id, pending, out),
             (told, _) => {
                 begin_ok(out, told.id());
                 end(out);
@@ -431,7 +473,7 @@ impl Answerer {
         }
     }
 
-    fn write_ping(&self, id: &RequestId, out: &mut Vec<u8>) {
+    fn write_ping(&self, id: &RequestId, pending: u64, out: &mut Vec<u8>) {
         let gates = &self.door.store.gates;
         let closed = |gate: &std::sync::atomic::AtomicBool| gate.load(Ordering::Relaxed);
         // What other apps have waiting is not told.
@@ -461,6 +503,10 @@ impl Answerer {
         member(out, "protocol", 1);
         member_text(out, "state", state);
         member(out, "reasons", serde_json::Value::from(reasons));
+        member(out, "pending", pending);
+        if self.socket.operator {
+            member(out, "uptime", self.door.started.elapsed().as_secs());
+        }
         let rules = self.socket.rules.load();
         let limits = serde_json::json!({
             "line_limit": self.door.line_limit,

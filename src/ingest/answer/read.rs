@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::clock;
 use crate::ids::{Ids, Position};
@@ -11,7 +11,7 @@ use crate::ingest::answer::refusal::Refusal;
 use crate::ingest::registry::{
     Behind, Listing, behind, list_some, write_account, write_disabled, write_list, write_subscription,
 };
-use crate::ingest::{Door, Socket};
+use crate::ingest::{Door, Socket, TURN};
 use crate::message::{Ending, SubscriptionKey, UnixMillis};
 use crate::protocol::reply::{begin_ok, end, member, member_message_id, member_text, member_time};
 use crate::protocol::request::{By, Code, Problem, Request, RequestId, State};
@@ -26,8 +26,6 @@ use crate::store::registry::row::App;
 use crate::store::writer::StatsKey;
 use crate::store::{Store, WriteError};
 
-/// How long one turn of what has much to look at lasts, about.
-const TURN: Duration = Duration::from_millis(10);
 /// Lists that one turn of `list_messages` looks at.
 const LISTS_A_TURN: usize = if cfg!(test) { 2 } else { 256 };
 /// Lists that one `list_messages` looks at; where there are more it says where to go on.
@@ -313,6 +311,7 @@ fn read_request(
         | Request::Test(_)
         | Request::Feedback { .. }
         | Request::Erase(_)
+        | Request::Reload
         | Request::Drain { .. } => unreachable!("prepare() sends only what reads here"),
     }
     Ok(())
@@ -335,6 +334,7 @@ fn write_status(ids: &Ids, status: &Status, now: UnixMillis, out: &mut Vec<u8>) 
     };
     member_message_id(out, ids.show(status.id));
     member_text(out, "state", status.state.as_str());
+    member(out, "paused_by", serde_json::json!(status.paused_by));
     member(out, "open", status.open);
     text_or_null(out, "label", status.label.as_deref());
     text_or_null(out, "ref", status.reference.as_deref());

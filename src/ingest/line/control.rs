@@ -1,4 +1,4 @@
-//! Operations that stop and start messages and the daemon: `cancel`, `pause`, `resume`, `drain` and `backup`.
+//! Operations that stop and start messages and the daemon: `cancel`, `pause`, `resume`, `drain`, `reload` and `backup`.
 
 use std::sync::Arc;
 
@@ -30,6 +30,11 @@ pub(super) fn resume(members: &Members<'_>, rules: &Rules) -> Result<Request, Pr
 pub(super) fn drain(members: &Members<'_>) -> Result<Request, Problem> {
     let [on] = arguments(members, ["on"])?;
     Ok(Request::Drain { on: on.map_or(Ok(true), |value| boolean(value, "on"))? })
+}
+
+/// `reload`.
+pub(super) fn reload(members: &Members<'_>) -> Result<Request, Problem> {
+    arguments(members, []).map(|[]| Request::Reload)
 }
 
 /// `backup`.
@@ -98,6 +103,8 @@ mod tests {
     fn the_daemon() {
         assert_eq!(good(r#"{"op":"drain"}"#), Request::Drain { on: true });
         assert_eq!(good(r#"{"op":"drain","on":false}"#), Request::Drain { on: false });
+        assert_eq!(good(r#"{"op":"reload"}"#), Request::Reload);
+        assert_eq!(bad(r#"{"op":"reload","file":"a"}"#), (Code::UnknownField, "file".to_owned()));
         assert_eq!(good(r#"{"op":"backup"}"#), Request::Backup { name: None });
         for name in ["a", "2026-11-22_10.30", "-", &"a".repeat(BACKUP_NAME_MAX)] {
             assert_eq!(good(&format!(r#"{{"op":"backup","name":"{name}"}}"#)), Request::Backup { name: Some(name.to_owned()) });

@@ -129,7 +129,7 @@ type Read = fn(&Members<'_>, &Rules, UnixMillis) -> Result<Request, Problem>;
 
 /// Every operation of the protocol. There is no other list: the answer to an unknown one tells this one, and the tests that go
 /// through all operations learn them there, so that a new one is in them from its first day.
-const OPERATIONS: [(&str, Read); 28] = [
+const OPERATIONS: [(&str, Read); 29] = [
     ("send", send::send),
     ("add", send::add),
     ("close", |members, _, _| send::close(members)),
@@ -157,6 +157,7 @@ const OPERATIONS: [(&str, Read); 28] = [
     ("feedback", |members, _, _| registry::feedback(members)),
     ("erase", |members, rules, _| registry::erase(members, rules)),
     ("drain", |members, _, _| control::drain(members)),
+    ("reload", |members, _, _| control::reload(members)),
     ("backup", |members, _, _| control::backup(members)),
 ];
 
@@ -329,6 +330,7 @@ mod tests {
             "events",
             "stats",
             "drain",
+            "reload",
             "subscribe",
             "update_subscription",
             "unsubscribe",

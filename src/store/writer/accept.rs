@@ -93,7 +93,7 @@ impl Writer {
                 self.store.gates.draining.store(on, Ordering::Relaxed);
                 Ok(Done::Passed)
             }
-            Op::Pass => Ok(Done::Passed),
+            Op::Pass { apps } => Ok(self.pending_of(apps.as_ref())),
             Op::Subscribe(new) => self.take_subscribe(*new, group),
             Op::Update { update, apps } => self.take_update(*update, &apps, group),
             Op::Unsubscribe { subscription, apps } => self.take_unsubscribe(subscription, &apps, group),
@@ -106,6 +106,14 @@ impl Writer {
             Op::Erase { erase, everywhere, apps, so_far } => self.take_erase(&erase, everywhere, &apps, so_far, group),
         };
         done.unwrap_or_else(|failure| failure.into_done())
+    }
+
+    /// Deliveries of these apps that have not ended; None: of all. What a campaign has not met yet is not among them.
+    pub(super) fn pending_of(&self, apps: Option<&Apps>) -> Done {
+        Done::Pending(match apps {
+            None => self.store.pending.load(Ordering::Relaxed),
+            Some(apps) => self.pending.each().filter(|(app, _)| apps.contains(app)).map(|(_, pending)| pending).sum(),
+        })
     }
 
     /// Why new lines of an app are not taken just now, if they are not. The operator's urgent work is not refused because others fill

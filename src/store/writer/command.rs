@@ -7,6 +7,7 @@ use crate::message::{AccountHash, Delivery, DeliveryId, Ending, MessageId, Subsc
 use crate::protocol::reason;
 use crate::protocol::request::{Code, Target};
 use crate::store::commit::{Apps, Done};
+use crate::store::concerned::words;
 use crate::store::key::{self, DueKey};
 use crate::store::live::{Holder, List, ListKey, Upto};
 use crate::store::record::{self, Head};
@@ -147,15 +148,6 @@ impl Writer {
         });
     }
 
-    /// The targets of `cancel`, `pause` and `resume` as rules: a label is one of each app of the socket.
-    pub(super) fn holders(&self, target: &Target, apps: &Apps) -> Vec<Holder> {
-        match target {
-            Target::Message(id) => vec![Holder::Message(*id)],
-            Target::Label(label) => apps.iter().map(|app| Holder::Label(app.clone(), label.clone())).collect(),
-            Target::App(app) => vec![Holder::App(app.clone())],
-        }
-    }
-
     /// The lists that a rule concerns.
     pub(super) fn lists_of(&self, holder: &Holder) -> Vec<(ListKey, Arc<List>)> {
         match holder {
@@ -184,18 +176,34 @@ impl Writer {
         }
     }
 
+    /// How many recipients of a single have not ended.
+    fn unended(&self, head: &Head) -> Result<u64, Failure> {
+        let mut unended = 0;
+        for recipient in &head.recipients {
+            unended += u64::from(!self.store.has_ended(recipient.id)?);
+        }
+        Ok(unended)
+    }
+
     pub(super) fn take_cancel(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
+        let mut changed = Changed::default();
         if let Target::Message(id) = target {
             match self.find_message(id, apps)? {
                 Found::Ended => {}
-                Found::List(key, list) => self.end_list(key, &list, Ending::Cancelled, reason::CANCELLED),
-                Found::Single(head) => self.cancel_single(&head, group)?,
+                Found::List(key, list) => {
+                    changed.list(&list);
+                    self.end_list(key, &list, Ending::Cancelled, reason::CANCELLED);
+                }
+                Found::Single(head) => {
+                    changed.single(self.unended(&head)?);
+                    self.cancel_single(&head, group)?;
+                }
             }
             // What was held for it is let go, and found to have ended.
             self.set_rule_paused(&Holder::Message(id), None, group, false)?;
-            return Ok(Done::Done);
+            return Ok(changed.done());
         }
-        let holders = self.holders(&target, apps);
+        let holders = words(&target, apps);
         for holder in &holders {
             let known = self.store.rules.load().cancelled.contains_key(holder);
             if let Some(app) = holder.app().filter(|_| !known) {
@@ -204,11 +212,12 @@ impl Writer {
         }
         for holder in holders {
             for (key, list) in self.lists_of(&holder) {
+                changed.list(&list);
                 self.end_list(key, &list, Ending::Cancelled, reason::CANCELLED);
             }
             self.sweep_until_here(holder, group);
         }
-        Ok(Done::Done)
+        Ok(changed.done())
     }
 
     // ---- how many rules there are ----
@@ -305,25 +314,31 @@ impl Writer {
     }
 
     pub(super) fn take_pause(&mut self, target: Target, apps: &Apps, group: &mut Group) -> Result<Done, Failure> {
+        let mut changed = Changed::default();
         if let Target::Message(id) = target {
             match self.find_message(id, apps)? {
                 Found::Ended => {}
                 Found::List(key, list) => {
+                    changed.list(&list);
                     // The rule holds back what of it waits by itself.
                     self.set_list_paused(key, &list, true, None, group)?;
                     self.set_rule_paused(&Holder::Message(id), Some(&list.message.app), group, true)?;
                 }
-                Found::Single(head) => self.set_rule_paused(&Holder::Message(id), Some(&head.app), group, true)?,
+                Found::Single(head) => {
+                    changed.single(self.unended(&head)?);
+                    self.set_rule_paused(&Holder::Message(id), Some(&head.app), group, true)?;
+                }
             }
-            return Ok(Done::Done);
+            return Ok(changed.done());
         }
-        for holder in self.holders(&target, apps) {
+        for holder in words(&target, apps) {
             self.set_rule_paused(&holder, None, group, true)?;
-            for (key, _) in self.lists_of(&holder) {
+            for (key, list) in self.lists_of(&holder) {
+                changed.list(&list);
                 group.lists.push(key);
             }
         }
-        Ok(Done::Done)
+        Ok(changed.done())
     }
 
     pub(super) fn take_resume(
@@ -333,25 +348,37 @@ impl Writer {
         apps: &Apps,
         group: &mut Group,
     ) -> Result<Done, Failure> {
+        let mut changed = Changed::default();
+        let words = words(&target, apps);
         if let Target::Message(id) = target {
             match self.find_message(id, apps)? {
-                Found::Ended => return Ok(Done::Done),
-                Found::List(key, list) => self.set_list_paused(key, &list, false, rate, group)?,
-                Found::Single(_) => {}
+                Found::Ended => return Ok(changed.done()),
+                Found::Single(head) => {
+                    let lets_go = self.store.rules.load().lets_go(id, &head.app, head.label.as_ref(), false, &words);
+                    changed.single(if lets_go { self.unended(&head)? } else { 0 });
+                }
+                // Found again below.
+                Found::List(..) => {}
             }
         }
-        for holder in self.holders(&target, apps) {
-            self.set_rule_paused(&holder, None, group, false)?;
-            for (key, list) in self.lists_of(&holder) {
-                if rate.is_some() {
-                    // Bound first: a guard inside the call would still be held in it.
-                    let paused = list_state(&list).paused;
-                    self.set_list_paused(key, &list, paused, rate, group)?;
+        for holder in &words {
+            for (key, list) in self.lists_of(holder) {
+                let message = &list.message;
+                // Bound first: a guard inside the call would still be held in it.
+                let paused = list_state(&list).paused;
+                if self.store.rules.load().lets_go(message.id, &message.app, message.label.as_ref(), paused, &words) {
+                    changed.list(&list);
                 }
+                if paused || rate.is_some() {
+                    self.set_list_paused(key, &list, false, rate, group)?;
+                }
+                // What was said of the list alone is taken back with the word that names it among others.
+                self.set_rule_paused(&Holder::Message(message.id), None, group, false)?;
                 group.lists.push(key);
             }
+            self.set_rule_paused(holder, None, group, false)?;
         }
-        Ok(Done::Done)
+        Ok(changed.done())
     }
 
     pub(super) fn set_list_paused(
@@ -466,6 +493,34 @@ impl Writer {
             self.releasing.rotate_left(1);
         }
         self.checkpoint.forced = true;
+    }
+}
+
+/// What a command concerns, as far as the writer knows it without looking at every recipient.
+#[derive(Default)]
+struct Changed {
+    messages: u64,
+    recipients: u64,
+}
+
+impl Changed {
+    /// A list or a campaign: by its own counters, which know of the recipients that it has met so far.
+    fn list(&mut self, list: &List) {
+        let state = list_state(list);
+        if state.over.is_none() && !state.done() {
+            self.messages += 1;
+            self.recipients += state.counts.pending();
+        }
+    }
+
+    /// A single with so many recipients that have not ended.
+    fn single(&mut self, unended: u64) {
+        self.messages += u64::from(unended > 0);
+        self.recipients += unended;
+    }
+
+    fn done(self) -> Done {
+        Done::Changed { messages: self.messages, recipients: self.recipients }
     }
 }
 

@@ -78,7 +78,7 @@ impl Writer {
                 let at_once = matches!(error, WriteError::Descriptors(_));
                 let what = if at_once { "no descriptor for a file" } else { "no space to write" };
                 if let Some(left_out) = NOT_WRITTEN.tell() {
-                    tracing::error!(?error, left_out, "{what}: new lines are refused, sending stops until there is");
+                    tracing::error!(%error, left_out, "{what}: new lines are refused, sending stops until there is");
                 }
                 self.undo(group);
                 self.refuse(writes);
@@ -391,7 +391,7 @@ impl Writer {
                     gates.draining.store(on, Ordering::Relaxed);
                     Done::Passed
                 }
-                Op::Pass => Done::Passed,
+                Op::Pass { apps } => self.pending_of(apps.as_ref()),
                 _ => read_only(),
             }));
             self.answer(vec![writes]);
@@ -414,7 +414,10 @@ impl Writer {
     /// Nothing was written. A line that needs nothing to be written is answered all the same.
     fn refuse(&self, mut writes: Vec<Writes>) {
         for Writes { done, synced, .. } in &mut writes {
-            done[*synced..].iter_mut().filter(|done| !matches!(done, Done::Passed)).for_each(|done| *done = read_only());
+            done[*synced..]
+                .iter_mut()
+                .filter(|done| !matches!(done, Done::Passed | Done::Pending(_)))
+                .for_each(|done| *done = read_only());
         }
         self.answer(writes);
     }
