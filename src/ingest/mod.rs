@@ -570,6 +570,7 @@ impl Reader {
         }
         // What this connection sent before is counted too.
         self.hand_over().await;
+        self.turn = None;
         if !self.written(vec![Op::Pass { apps: None }]).await {
             return Concerned::default();
         }
@@ -639,7 +640,7 @@ impl Reader {
         let _ended = self.items.send(Item::Writes { told, answers, began, places: own });
     }
 
-    async fn overloaded(&self, told: Vec<Told>, mut places: Vec<OwnedSemaphorePermit>) {
+    async fn overloaded(&mut self, told: Vec<Told>, mut places: Vec<OwnedSemaphorePermit>) {
         // The answers need some, too; it is less, and until it is there nothing more is read.
         places.push(self.socket.shares.unanswered.take(told.len() * LINE_OVERHEAD / 1024 + 1).await);
         let mut line = Vec::new();
