@@ -12,7 +12,7 @@
 //! It holds no clock: time is passed in. Accounts free without anybody asking are found by [`Presence::freed`], which must be
 //! asked at [`Presence::next`], and every minute or so in case the clock was put back.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 
 use crate::limits::{LEASE_MAX, PRESENCE_LEASES_MAX};
@@ -22,6 +22,8 @@ use crate::store::shares::Shares;
 
 /// Sessions of an account that are kept apart.
 const SESSIONS_MAX: usize = 64;
+/// Accounts that [`Presence::freed`] tells at once.
+const FREED: usize = 1_024;
 /// The longest lease, in milliseconds: no time that is told or stored is believed beyond it.
 const LEASE_MAX_MILLIS: u64 = (LEASE_MAX * 1_000.0) as u64;
 
@@ -31,7 +33,8 @@ pub struct Presence {
     grace: u64,
     sessions_max: usize,
     steady: Steady,
-    accounts: HashMap<AccountHash, Account>,
+    /// A tree and no table of hashes, which all would wait for while it grows.
+    accounts: BTreeMap<AccountHash, Account>,
     /// When each of `accounts` becomes free: exactly one entry for each.
     frees: BTreeSet<(Moment, AccountHash)>,
     /// What the next checkpoint writes.
@@ -74,7 +77,7 @@ impl Presence {
             grace: grace_millis,
             sessions_max: SESSIONS_MAX,
             steady: Steady::default(),
-            accounts: HashMap::new(),
+            accounts: BTreeMap::new(),
             frees: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             held: Shares::new(PRESENCE_LEASES_MAX, []),
@@ -185,12 +188,13 @@ impl Presence {
     }
 
     /// The accounts that have become free since the last call, each once; they are forgotten by that. One that became free and
-    /// was told to be online again before anybody asked is not among them.
+    /// was told to be online again before anybody asked is not among them. So many at a time that the writer is not kept.
     pub fn freed(&mut self, now: UnixMillis) -> Vec<AccountHash> {
         let moment = self.steady.pass(now);
         let mut freed = Vec::new();
         while let Some((free, who)) = self.frees.first().copied()
             && free <= moment
+            && freed.len() < FREED
         {
             self.frees.pop_first();
             if let Some(account) = self.accounts.remove(&who) {
@@ -213,8 +217,11 @@ impl Presence {
     /// time, longer or shorter, by half of the grace or more. As a start counts at least the grace, leases up to the grace, which
     /// are the rule, are written once however often they are renewed; and what a row falls short of the truth is less than the
     /// grace that follows it, so that no start sends to somebody while his lease runs.
-    pub fn changed(&mut self) -> Vec<(AccountHash, Option<UnixMillis>)> {
-        let unsaved = std::mem::take(&mut self.unsaved);
+    /// At most so many; the others are written with later ones.
+    pub fn changed(&mut self, most: usize) -> Vec<(AccountHash, Option<UnixMillis>)> {
+        let rest = self.unsaved.iter().nth(most).copied();
+        let later = rest.map_or_else(BTreeSet::new, |first| self.unsaved.split_off(&first));
+        let unsaved = std::mem::replace(&mut self.unsaved, later);
         let write = |who| {
             let row = self.accounts.get_mut(&who).map(|account| {
                 let until = self.steady.shown(account.until);
@@ -417,7 +424,7 @@ mod tests {
         let mut presence = presence();
         assert_eq!(presence.told(APP, ANNA, false, None, None, START), Told { online: false, until: None });
         assert!(!presence.holds_back(ANNA, START));
-        assert_eq!((presence.next(), presence.changed()), (None, vec![]));
+        assert_eq!((presence.next(), presence.changed(usize::MAX)), (None, vec![]));
     }
 
     #[test]
@@ -448,7 +455,7 @@ mod tests {
         for n in 0..10_000 {
             presence.told(APP, ANNA, true, None, Some("tab"), at(n * 30_000));
             presence.told(APP, BERT, true, Some(3_600_000), Some("tab"), at(n * 1_000));
-            rows += presence.changed().iter().filter(|(who, _)| *who == ANNA).count();
+            rows += presence.changed(usize::MAX).iter().filter(|(who, _)| *who == ANNA).count();
         }
         assert_eq!((presence.frees.len(), presence.accounts[&ANNA].leases.len()), (2, 1));
         assert_eq!(presence.accounts[&ANNA].leases.capacity(), 1);
@@ -462,16 +469,16 @@ mod tests {
         let mut rows = Vec::new();
         for second in 0..600 {
             presence.told(APP, ANNA, true, Some(3_600_000), None, at(second * 1_000));
-            rows.extend(presence.changed());
+            rows.extend(presence.changed(usize::MAX));
         }
         let expected: Vec<_> = (0..10).map(|minute| (ANNA, Some(at(3_600_000 + minute * 60_000)))).collect();
         assert_eq!(rows, expected);
         // Leaving is far from what the row says.
         presence.told(APP, ANNA, false, None, None, at(600_000));
-        assert_eq!(presence.changed(), [(ANNA, Some(at(600_000)))]);
+        assert_eq!(presence.changed(usize::MAX), [(ANNA, Some(at(600_000)))]);
         presence.freed(at(600_000 + GRACE));
-        assert_eq!(presence.changed(), [(ANNA, None)]);
-        assert_eq!(presence.changed(), []);
+        assert_eq!(presence.changed(usize::MAX), [(ANNA, None)]);
+        assert_eq!(presence.changed(usize::MAX), []);
     }
 
     #[test]
@@ -499,13 +506,13 @@ mod tests {
         assert!(presence.is_online(BERT, at(GRACE - 1)) && !presence.is_online(BERT, at(GRACE)));
         assert_eq!(presence.free_at(BERT, START), Some(at(2 * GRACE)));
         // What was read is not written again.
-        assert_eq!(presence.changed(), []);
+        assert_eq!(presence.changed(usize::MAX), []);
         // The stored lease belongs to no session, but the whole account can leave.
         presence.told(APP, ANNA, true, None, Some("tab"), START);
         assert_eq!(presence.told(APP, ANNA, false, None, Some("tab"), at(1)), online(at(1_000_000)));
         assert_eq!(presence.told(APP, ANNA, false, None, None, at(2)), offline(at(2)));
         assert_eq!(presence.freed(at(2 * GRACE)), [ANNA, BERT]);
-        assert_eq!(presence.changed(), [(ANNA, None), (BERT, None)]);
+        assert_eq!(presence.changed(usize::MAX), [(ANNA, None), (BERT, None)]);
     }
 
     #[test]
@@ -525,7 +532,7 @@ mod tests {
         // New leases are told in the new time, and put into the rows.
         let told = presence.told(APP, BERT, true, Some(3_600_000), None, back(150_000));
         assert_eq!(told, online(back(3_750_000)));
-        assert!(presence.changed().contains(&(BERT, Some(back(3_750_000)))));
+        assert!(presence.changed(usize::MAX).contains(&(BERT, Some(back(3_750_000)))));
     }
 
     #[test]
@@ -660,13 +667,13 @@ mod tests {
                         prop_assert_eq!(freed, model.freed(grace, time));
                     }
                     Step::Checkpoint => {
-                        for (who, row) in presence.changed() {
+                        for (who, row) in presence.changed(usize::MAX) {
                             match row {
                                 Some(until) => rows.insert(who, until),
                                 None => rows.remove(&who),
                             };
                         }
-                        prop_assert_eq!(presence.changed(), vec![]);
+                        prop_assert_eq!(presence.changed(usize::MAX), vec![]);
                         // Who is known has a row, nobody else has; and a start now would not be far off.
                         let known: Vec<_> = model.leases.iter().filter(|(_, all)| !all.is_empty()).map(|(who, _)| *who).collect();
                         prop_assert_eq!(rows.keys().copied().collect::<Vec<_>>(), known);

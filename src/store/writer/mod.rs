@@ -233,6 +233,9 @@ pub struct Writer {
     stopping: bool,
 }
 
+/// Other rows than outcomes with which a checkpoint is written before its time: lines wait for it.
+const CHECKPOINT_ROWS: usize = 2_048;
+
 /// A row to write or (None) to drop: family, key, value.
 type Change = (&'static str, Vec<u8>, Option<Vec<u8>>);
 
@@ -450,6 +453,7 @@ impl Writer {
             Some(since) => {
                 // Half of what promise 2 allows: the other half arrives while this one is being synced.
                 self.checkpoint.outcomes >= CHECKPOINT_OUTCOMES / 2
+                    || self.checkpoint.rows.len() >= CHECKPOINT_ROWS
                     || since.elapsed() >= self.settings.checkpoint_interval.mul_f64(0.8)
             }
         }

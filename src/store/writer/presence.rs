@@ -18,7 +18,7 @@ use crate::store::writer::accept::{Failure, Group};
 use crate::store::writer::command::{Caught, Found, Pursuit};
 use crate::store::writer::event::{Event, What};
 use crate::store::writer::rows::{holder_row, read_topic, rule_key};
-use crate::store::writer::{Decided, Writer};
+use crate::store::writer::{CHECKPOINT_ROWS, Decided, Writer};
 use crate::store::{ReadError, Store, family};
 
 impl Writer {
@@ -57,7 +57,8 @@ impl Writer {
             let mut presence = lock(&self.store.presence);
             let freed = presence.freed(clock::now());
             // Written with the next checkpoint that there is, but at least when somebody becomes free.
-            let changed = if freed.is_empty() && !self.checkpoint.dirty() { Vec::new() } else { presence.changed() };
+            let room = CHECKPOINT_ROWS.saturating_sub(self.checkpoint.rows.len());
+            let changed = if freed.is_empty() && !self.checkpoint.dirty() { Vec::new() } else { presence.changed(room) };
             (freed, changed)
         };
         for (who, until) in changed {
