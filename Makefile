@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench parts profile guard guard-keep compare install
+.PHONY: help build demo check test bench parts profile guard guard-keep compare install
 
 # Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
 HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
@@ -26,6 +26,14 @@ build: ## build the daemon, the mock push service and the load generator
 
 demo: build ## build, then run a campaign through a real daemon to a mock push service
 	$(RELEASE)/fanfare-load demo
+
+# Cargo's own directory of compiled libraries is that of a release: only our own code is compiled anew.
+LOOP := .ci/cargo --config .cargo/quick.toml
+
+check: ## the quick loop: format, lints and unit tests of the code as it is, in a minute (ONLY=outcome: the tests of that name)
+	cargo fmt --all --check
+	.ci/cargo clippy --release --workspace --lib --bins --tests -- -D warnings
+	$(LOOP) nextest run --release --workspace --lib $(ONLY)
 
 test: ## everything that CI checks
 	@.ci/packages test

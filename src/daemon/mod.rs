@@ -41,6 +41,7 @@ use crate::endpoint::EndpointPolicy;
 use crate::exit::Exit;
 use crate::ingest::answer::turns::{Places, Turns};
 use crate::ingest::line::Rules;
+use crate::ingest::share::reading_threads;
 use crate::ingest::{COLLECTING, Door, READS, Reload, Socket, WALKS};
 use crate::message::{Encoding, UnixMillis};
 use crate::metrics;
@@ -173,7 +174,7 @@ pub fn serve(config: Config, reload: impl Fn() -> Result<Config, String>) -> Res
     let apps = read_keys(&config)?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.max(2))
+        .worker_threads(reading_threads())
         // Each reads for one request; what all of them hold of the answers is bounded with their number.
         .max_blocking_threads(cores.max(16) * 4)
         .event_interval(TASKS_BETWEEN_LOOKS)

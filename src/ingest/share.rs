@@ -28,9 +28,14 @@ pub struct Shares {
     pub unanswered: Share,
     /// KiB of what was read for an answer, until the client has taken it.
     pub answers: Share,
-    /// Turns of this socket's connections on the threads that read and answer: two for each such thread. All other connections of a
-    /// socket wait in a queue of their own, so that another socket's line meets a few of them there, however many they are.
+    /// Turns of this socket's connections on the threads that read and answer: all of these threads but one, which is there for other
+    /// sockets. The other connections of a socket wait in a queue of their own.
     turns: Arc<Semaphore>,
+}
+
+/// Threads that read, answer and post: one for each core, and at least two.
+pub fn reading_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).max(2)
 }
 
 /// A connection's turn, until it is dropped.
@@ -40,7 +45,7 @@ impl Shares {
     /// Divides so many connections, and the memory of `[ingest]`, among `sockets`.
     pub fn divide(connections: usize, ingest: &config::Ingest, sockets: usize) -> Vec<Shares> {
         let kib = ingest.memory_mb * 1_024;
-        let turns = 2 * std::thread::available_parallelism().map_or(1, usize::from).max(2);
+        let turns = reading_threads() - 1;
         let line = line_kib(ingest.line_limit);
         let all = shares(connections, sockets, 1)
             .into_iter()

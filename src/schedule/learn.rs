@@ -8,6 +8,7 @@ use crate::schedule::Schedule;
 use crate::schedule::lane::{LaneState, ROWS};
 use crate::schedule::list::ListRun;
 use crate::schedule::pace::Pace;
+use crate::schedule::step::{StepTurn, Wake};
 use crate::store::key::{self, just_behind};
 use crate::store::list_state;
 use crate::store::live::{List, ListKey};
@@ -56,14 +57,7 @@ impl Schedule {
             }
             due.first = Some(first);
         }
-        for key in lists {
-            match (self.lists.get_mut(&key), self.store.lists.get(key)) {
-                (Some(_), None) => self.forget_list(key),
-                (None, None) => {}
-                (None, Some(list)) => self.know_list(key, list),
-                (Some(_), Some(_)) => self.offer_list(key, now),
-            }
-        }
+        self.unlearned.extend(lists);
         for ((key, service), chunk) in back_chunks {
             if let Some(run) = self.lists.get_mut(&key) {
                 let cursor = run.cursors.entry(service).or_default();
@@ -76,6 +70,22 @@ impl Schedule {
             }
         }
         self.learn_stretches(back_stretches, now);
+    }
+
+    /// Lists that came, grew or changed otherwise, as many as a step has time for.
+    pub(super) fn learn_lists(&mut self, now: UnixMillis, turn: StepTurn, wake: &mut Wake) {
+        while let Some(key) = self.unlearned.pop_first() {
+            match (self.lists.get_mut(&key), self.store.lists.get(key)) {
+                (Some(_), None) => self.forget_list(key),
+                (None, None) => {}
+                (None, Some(list)) => self.know_list(key, list),
+                (Some(_), Some(_)) => self.offer_list(key, now),
+            }
+            if turn.is_over() {
+                wake.at(now);
+                return;
+            }
+        }
     }
 
     /// Stretches that deliveries came back to: those that are still open are handed out again, and what of them is in flight or

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::message::{Ending, Lane, Service, UnixMillis};
 use crate::schedule::pace::Pace;
-use crate::schedule::step::{Picked, Wake};
+use crate::schedule::step::{Picked, StepTurn, Wake};
 use crate::schedule::{RUN_MAX, Schedule};
 use crate::store::key::{self, ChunkKey};
 use crate::store::live::{List, ListKey};
@@ -44,10 +44,10 @@ pub(super) struct Cursor {
 }
 
 impl Schedule {
-    pub(super) fn end_lists(&mut self, now: UnixMillis, wake: &mut Wake) {
+    pub(super) fn end_lists(&mut self, now: UnixMillis, turn: StepTurn, wake: &mut Wake) {
         while let Some(&(time, key)) = self.deadlines.first() {
-            if time > now {
-                wake.at(time);
+            if time > now || turn.is_over() {
+                wake.at(time.max(now));
                 return;
             }
             self.deadlines.pop_first();
@@ -59,10 +59,10 @@ impl Schedule {
         }
     }
 
-    pub(super) fn begin_lists(&mut self, now: UnixMillis, wake: &mut Wake) {
+    pub(super) fn begin_lists(&mut self, now: UnixMillis, turn: StepTurn, wake: &mut Wake) {
         while let Some(&(time, key)) = self.beginnings.first() {
-            if time > now {
-                wake.at(time);
+            if time > now || turn.is_over() {
+                wake.at(time.max(now));
                 return;
             }
             self.beginnings.pop_first();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
@@ -53,9 +54,25 @@ pub struct Schedule {
     pub(super) beginnings: BTreeSet<(UnixMillis, ListKey)>,
     /// Lists that their pace, or the disk, keeps out of a lane until then.
     pub(super) paced: BTreeSet<(UnixMillis, ListKey, Lane)>,
+    /// Lists of which there is news that no step has had time for.
+    pub(super) unlearned: BTreeSet<ListKey>,
     first_service: usize,
     /// Until when a service's few free places wait for more.
     held: HashMap<Service, UnixMillis>,
+}
+
+/// How long a step lasts, about: news of something urgent waits for it.
+const STEP_TIME: Duration = if cfg!(test) { Duration::from_secs(60) } else { Duration::from_millis(5) };
+
+/// When a step began.
+#[derive(Clone, Copy)]
+pub(super) struct StepTurn(Instant);
+
+impl StepTurn {
+    /// Whether the rest is for the next step, which hears the news first.
+    pub(super) fn is_over(self) -> bool {
+        self.0.elapsed() >= STEP_TIME
+    }
 }
 
 impl Schedule {
@@ -88,6 +105,7 @@ impl Schedule {
             deadlines: BTreeSet::new(),
             beginnings: BTreeSet::new(),
             paced: BTreeSet::new(),
+            unlearned: BTreeSet::new(),
             first_service: 0,
             held: HashMap::new(),
         };
@@ -100,11 +118,13 @@ impl Schedule {
     /// Hands out all that may be handed out now. Gives the time at which more may be, without any news; None: only news will
     /// tell.
     pub fn step(&mut self, now: UnixMillis) -> Option<UnixMillis> {
+        let turn = StepTurn(Instant::now());
         let latest = self.news.take();
         self.learn(latest, now);
         let mut wake = Wake::default();
-        self.end_lists(now, &mut wake);
-        self.begin_lists(now, &mut wake);
+        self.learn_lists(now, turn, &mut wake);
+        self.end_lists(now, turn, &mut wake);
+        self.begin_lists(now, turn, &mut wake);
         self.let_paced_go_on(now, &mut wake);
         // One run a service in turn, until none may have one.
         let mut busy: Vec<Service> = self.services.clone();
@@ -112,6 +132,10 @@ impl Schedule {
         busy.rotate_left(first);
         self.first_service = self.first_service.wrapping_add(1);
         while !busy.is_empty() {
+            if turn.is_over() {
+                wake.at(now);
+                break;
+            }
             busy.retain(|service| self.serve(*service, now, &mut wake));
         }
         wake.maybe(self.paced.first().map(|(time, ..)| *time));

@@ -51,7 +51,10 @@ impl Writer {
                 // The clock is asked now and then for messages of a few recipients, which take microseconds, and after all else.
                 let look = taken.is_multiple_of(LOOK_EVERY) || !matches!(&op, Op::Send(new) if new.is_single());
                 incoming.done.push(self.take(op, &mut group));
-                full = bytes >= COMMIT_BYTES || recipients >= COMMIT_RECIPIENTS || look && began.elapsed() >= GROUP_TIME;
+                full = bytes >= COMMIT_BYTES
+                    || recipients >= COMMIT_RECIPIENTS
+                    || group.superseded.len() >= GROUP_SUPERSEDED
+                    || look && began.elapsed() >= GROUP_TIME;
             }
             writes.push(incoming);
         }
@@ -680,6 +683,9 @@ pub(super) const WAITING_PIECE: u16 = 0x8000;
 const GROUP_TIME: Duration = Duration::from_millis(5);
 /// Singles between two looks at the clock.
 const LOOK_EVERY: u32 = 32;
+
+/// Deliveries that a group supersedes, at most: each is looked up and ended when the group is on disk.
+const GROUP_SUPERSEDED: usize = 128;
 
 /// Recipients of singles in one group commit, at most; well below the 65,536 that places allow.
 pub(super) const COMMIT_RECIPIENTS: usize = 4_096;
