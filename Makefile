@@ -6,11 +6,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo check test bench parts profile guard guard-keep compare install
+.PHONY: help build demo check test bench parts profile guard guard-keep compare install uninstall
 
-# Under sudo the directory is that of who called it: `make build && sudo make install` compiles nothing as root.
+# `make build && sudo make install` compiles nothing as root. sudo takes CARGO_TARGET_DIR out of the environment, so `make build`
+# notes in the checkout where it has built; without the note the home of the user who called sudo is looked at.
+BUILT ?= .built
 HOME_OF_CALLER := $(if $(SUDO_USER),$(shell getent passwd $(SUDO_USER) | cut -d: -f6),$(HOME))
-export CARGO_TARGET_DIR ?= $(HOME_OF_CALLER)/.cache/fanfare/target
+NOTED := $(if $(filter install,$(MAKECMDGOALS)),$(shell cat $(BUILT) 2>/dev/null))
+export CARGO_TARGET_DIR ?= $(or $(NOTED),$(HOME_OF_CALLER)/.cache/fanfare/target)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 PREFIX ?= /usr/local
@@ -23,6 +26,7 @@ help: ## this list
 build: ## build the daemon, the mock push service and the load generator
 	@.ci/packages
 	.ci/cargo build --release --workspace
+	@echo "$(abspath $(CARGO_TARGET_DIR))" >$(BUILT)
 
 demo: build ## build, then run a campaign through a real daemon to a mock push service
 	$(RELEASE)/fanfare-load demo
@@ -77,17 +81,39 @@ compare: build ## the same work through Fanfare and through other senders
 	@$(CARGO_TARGET_DIR)/compare/python/bin/python loadtest/compare/compare.py \
 	    --binaries $(RELEASE) --installed $(CARGO_TARGET_DIR)/compare $(COMPARE)
 
+# What lies below $(DESTDIR)$(PREFIX) of Fanfare and nothing else.
+DOCUMENTATION := $(DESTDIR)$(PREFIX)/share/doc/fanfare
+INSTALLED = $(addprefix $(DESTDIR)$(PREFIX)/,bin/fanfare bin/fanfare-mock lib/systemd/system/fanfare.service \
+    lib/systemd/system/fanfare.socket lib/sysusers.d/fanfare.conf lib/tmpfiles.d/fanfare.conf)
+
 install: ## install into $(PREFIX): programs, units, documentation (after `make build`, as root)
-	@test -x $(RELEASE)/fanfare || { echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/fanfare/docs $(DESTDIR)$(PREFIX)/lib/systemd/system \
+	@test -x $(RELEASE)/fanfare || { \
+	    echo "There is no $(RELEASE)/fanfare: run \`make build\` first, not as root."; \
+	    echo "If it was built elsewhere: sudo make install CARGO_TARGET_DIR=DIRECTORY"; \
+	    exit 1; \
+	}
+	install -d $(DESTDIR)$(PREFIX)/bin $(DOCUMENTATION)/docs $(DESTDIR)$(PREFIX)/lib/systemd/system \
 	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	@# Debug information is three quarters of a program. Names of functions stay, for backtraces.
 	install -m 755 $(RELEASE)/fanfare $(RELEASE)/fanfare-mock $(DESTDIR)$(PREFIX)/bin/
-	install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/share/doc/fanfare/docs/
+	strip --strip-debug $(DESTDIR)$(PREFIX)/bin/fanfare $(DESTDIR)$(PREFIX)/bin/fanfare-mock
 	install -m 644 README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE $(wildcard config/fanfare.toml) \
-	    $(DESTDIR)$(PREFIX)/share/doc/fanfare/
+	    $(DOCUMENTATION)/
+	install -m 644 docs/*.md $(DOCUMENTATION)/docs/
 	install -m 644 systemd/fanfare.service systemd/fanfare.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	sed -i 's#/usr/local/#$(PREFIX)/#' $(DESTDIR)$(PREFIX)/lib/systemd/system/fanfare.service \
 	    $(DESTDIR)$(PREFIX)/lib/systemd/system/fanfare.socket
 	install -m 644 systemd/sysusers.d/fanfare.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/
 	install -m 644 systemd/tmpfiles.d/fanfare.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/
+	@echo "The same programs with debug information stay in $(RELEASE)."
 	@echo "Next: $(PREFIX)/bin/fanfare setup --subject mailto:you@example.com"
+
+uninstall: ## remove what `make install` has installed; configuration, keys and data stay (as root)
+	@if [ -z "$(DESTDIR)" ] && systemctl is-active --quiet fanfare.service fanfare.socket 2>/dev/null; then \
+	    echo "Fanfare is running: systemctl disable --now fanfare.service fanfare.socket"; exit 1; \
+	fi
+	rm -f $(INSTALLED)
+	rm -rf $(DOCUMENTATION)
+	@echo "These stay: /etc/fanfare (configuration and keys), /var/lib/fanfare (data), the user \`fanfare\`, and units in"
+	@echo "/etc/systemd/system. Without the keys every subscription is lost; to remove all of it nevertheless:"
+	@echo "    rm -r /etc/fanfare /var/lib/fanfare /etc/systemd/system/fanfare.service*; userdel fanfare; systemctl daemon-reload"
