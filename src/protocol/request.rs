@@ -408,6 +408,8 @@ pub struct Events {
 pub enum After {
     Oldest,
     Newest,
+    /// So many of the newest events come first, as far as they are near.
+    Last(u32),
     Cursor(String),
 }
 

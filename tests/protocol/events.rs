@@ -53,6 +53,42 @@ fn bury(mock: &Mock, client: &mut Client, browsers: &[Subscription], more: Value
 }
 
 #[test]
+fn a_reader_may_begin_so_many_events_before_the_end() {
+    let (mock, mut daemon) = start(|config| config);
+    let mut client = daemon.client();
+    let browsers = mock.subscribe(0, 6);
+    let mut ids = bury(&mock, &mut client, &browsers[..4], json!({"label": "a"}));
+    ids.extend(bury(&mock, &mut client, &browsers[4..], json!({"label": "b"})));
+    for restart in [false, true] {
+        if restart {
+            daemon.kill9();
+            daemon.restart().unwrap();
+            client = daemon.client();
+        }
+        for (more, expected) in [
+            (json!({"last": 3}), &ids[3..]),
+            (json!({"last": 1000}), &ids[..]),
+            (json!({"last": 3, "label": "a"}), &ids[1..4]),
+            (json!({"last": 3, "limit": 2}), &ids[3..5]),
+            (json!({"last": 3, "label": "nobody"}), &[]),
+        ] {
+            let (events, end) = ask(&mut client, more.clone());
+            let named: Vec<Value> = events.iter().map(id_of).collect();
+            assert_eq!(named, expected, "{more}");
+            assert_eq!(end["more"], json!(more["limit"] == 2), "{more}");
+        }
+    }
+    let mut follower = daemon.client();
+    follower.send(&json!({"op": "events", "follow": true, "last": 2})).unwrap();
+    for id in &ids[4..] {
+        assert_eq!(id_of(&follower.recv().unwrap()), *id);
+    }
+    let more = mock.subscribe(0, 1);
+    let later = bury(&mock, &mut client, &more, json!({}));
+    assert_eq!(id_of(&follower.recv().unwrap()), later[0]);
+}
+
+#[test]
 fn events_are_in_order_and_paged_by_cursors() {
     let (mock, mut daemon) = start(|config| config);
     let mut client = daemon.client();

@@ -22,7 +22,26 @@ impl Answerer {
         let filter = Arc::new(EventFilter::new(&events, &self.socket.apps()));
         let mut told = store.events_end.subscribe();
         let dropped = store.log.dropped(&filter);
-        let mut after = match first_number(&store, &filter, &events.after) {
+        let mut stop = self.door.stop.clone();
+        let begin = match &events.after {
+            After::Last(most) => {
+                let Some(turn) = one_of(self.door.walks.take(&self.socket.name), &self.out, &mut stop).await? else {
+                    Refusal::stopping().write(&id, out);
+                    return Ok(());
+                };
+                let (reading, wanted, most) = (store.clone(), filter.clone(), *most as usize);
+                let read = tokio::task::spawn_blocking(move || {
+                    let _turn = turn;
+                    reading.before_last_events(&wanted, most)
+                });
+                match read.await {
+                    Ok(Ok(number)) => Ok(number),
+                    _ => Err(Refusal::from(ReadError)),
+                }
+            }
+            after => first_number(&store, &filter, after),
+        };
+        let mut after = match begin {
             Ok(after) => after,
             Err(refusal) => {
                 refusal.write(&id, out);
@@ -34,7 +53,6 @@ impl Answerer {
             (None, false) => u64::from(LIMIT),
             (None, true) => u64::MAX,
         };
-        let mut stop = self.door.stop.clone();
         loop {
             self.make_room().await?;
             told.mark_unchanged();
@@ -116,7 +134,7 @@ fn write_event(store: &Store, event: &StoredEvent, out: &mut Vec<u8>) {
 fn first_number(store: &Store, filter: &EventFilter, after: &After) -> Result<u64, Refusal> {
     let range = store.event_range(filter);
     let number: Option<u64> = match after {
-        After::Oldest => return Ok(0),
+        After::Oldest | After::Last(_) => return Ok(0),
         After::Newest => return Ok(range.newest),
         After::Cursor(text) => text.strip_prefix(&cursor_head(store)).and_then(|number| store.ids.event_number(number)),
     };

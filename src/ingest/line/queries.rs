@@ -43,16 +43,20 @@ pub(super) fn list_messages(members: &Members<'_>) -> Result<Request, Problem> {
 
 /// `events`.
 pub(super) fn events(members: &Members<'_>, rules: &Rules) -> Result<Request, Problem> {
-    let [after, limit, follow, types, app, label, message_id, account, subscription_id] =
-        arguments(members, ["after", "limit", "follow", "types", "app", "label", "message_id", "account", "subscription_id"])?;
+    let [after, last, limit, follow, types, app, label, message_id, account, subscription_id] = arguments(
+        members,
+        ["after", "last", "limit", "follow", "types", "app", "label", "message_id", "account", "subscription_id"],
+    )?;
     Ok(Request::Events(Events {
-        after: match after {
-            Some(value) => match bounded(value, "after", 1, CURSOR_MAX)? {
+        after: match (after, last) {
+            (Some(value), None) => match bounded(value, "after", 1, CURSOR_MAX)? {
                 "oldest" => After::Oldest,
                 "newest" => After::Newest,
                 cursor => After::Cursor(cursor.to_owned()),
             },
-            None => After::Oldest,
+            (None, Some(value)) => After::Last(integer(value, "last", LIMIT_MAX)?),
+            (None, None) => After::Oldest,
+            (Some(_), Some(_)) => return Err(invalid("last", "at most one of after and last can be given")),
         },
         limit: limit.map(|value| integer(value, "limit", u32::MAX)).transpose()?,
         follow: follow.map_or(Ok(false), |value| boolean(value, "follow"))?,
@@ -242,6 +246,7 @@ mod tests {
             subscription_id: None,
         };
         assert_eq!(good(r#"{"op":"events"}"#), Request::Events(all.clone()));
+        assert_eq!(good(r#"{"op":"events","last":10}"#), Request::Events(Events { after: After::Last(10), ..all.clone() }));
         assert_eq!(good(r#"{"op":"events","after":"newest"}"#), Request::Events(Events { after: After::Newest, ..all }));
         let events = good(&format!(
             r#"{{"op":"events","after":"abc","limit":5,"follow":true,"types":["gone","shown"],"app":"shop","label":"l","message_id":"{ULID}",
@@ -278,6 +283,9 @@ mod tests {
             (r#"{"op":"events","limit":1.5}"#, Code::InvalidField, "limit"),
             (r#"{"op":"events","limit":-1}"#, Code::InvalidField, "limit"),
             (r#"{"op":"events","after":""}"#, Code::InvalidField, "after"),
+            (r#"{"op":"events","last":0}"#, Code::InvalidField, "last"),
+            (r#"{"op":"events","last":1001}"#, Code::InvalidField, "last"),
+            (r#"{"op":"events","last":1,"after":"oldest"}"#, Code::InvalidField, "last"),
             (r#"{"op":"events","follow":1}"#, Code::InvalidField, "follow"),
             (r#"{"op":"events","types":[]}"#, Code::InvalidField, "types"),
             (r#"{"op":"events","types":["gone","delivered"]}"#, Code::InvalidField, "types[1]"),

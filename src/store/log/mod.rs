@@ -368,6 +368,17 @@ impl Reader<'_> {
         Source { app, rows }
     }
 
+    /// The rows of an app below number `end`, the newest at hand; the way is back.
+    fn event_rows_from_the_end(&self, app: Arc<str>, first: u64, end: u64) -> Source<'_> {
+        let mut options = rocksdb::ReadOptions::default();
+        options.fill_cache(false);
+        options.set_iterate_lower_bound(from_number(&app, first));
+        options.set_iterate_upper_bound(from_number(&app, end));
+        let mut rows = self.db().raw_iterator_cf_opt(&self.family(family::EVENTS), options);
+        rows.seek_to_last();
+        Source { app, rows }
+    }
+
     /// The first row of an app, from this number on, of which `keep` says that it stays; those before it do not. None: none stays.
     /// `keep` is given the number of the row's first event, its place in the app's bytes, and the row.
     fn first_kept(&self, app: &str, from: u64, keep: impl Fn(u64, u64, &[u8]) -> bool) -> Result<Option<(u64, u64)>, ReadError> {
@@ -503,6 +514,52 @@ impl Store {
         page.reached = page.reached.max(end - 1);
         page.ended = true;
         Ok(page)
+    }
+
+    /// The number behind which the newest wanted events are, `most` of them. Where they lie far apart it may be fewer: no more is looked
+    /// through than for one page.
+    pub fn before_last_events(&self, filter: &EventFilter, most: usize) -> Result<u64, ReadError> {
+        let end = *self.events_end.borrow();
+        let held: Vec<_> = {
+            let state = lock(&self.log.0);
+            state.apps.iter().filter(|(app, _)| filter.reads(app)).map(|(app, held)| (app.clone(), held.first)).collect()
+        };
+        let reader = self.reader()?;
+        let mut sources: Vec<_> = held.into_iter().map(|(app, first)| reader.event_rows_from_the_end(app, first, end)).collect();
+        let (mut left, mut looked_at) = (most, 0);
+        // The source whose row at hand is the newest: rows of different apps have no numbers in common.
+        while let Some((first, newest)) =
+            sources.iter().enumerate().filter_map(|(index, source)| Some((source.first()?, index))).max()
+        {
+            let source = &mut sources[newest];
+            let Some(row) = source.rows.value() else { break };
+            if looked_at >= LOOKED_AT_BYTES {
+                let count = parts(row).map_or(0, |(count, _)| u64::from(count));
+                return Ok((first + count).saturating_sub(1));
+            }
+            looked_at += row.len();
+            let mixed = &*source.app == MIXED;
+            match parts(row) {
+                Ok((_, lines)) if filter.may_be_in(lines, mixed) => {
+                    let wanted: Vec<u64> = (first..)
+                        .zip(lines.split(|byte| *byte == b'\n'))
+                        .filter(|(number, line)| *number < end && filter.takes(line, mixed))
+                        .map(|(number, _)| number)
+                        .collect();
+                    match wanted.len().checked_sub(left) {
+                        Some(before) => return Ok(wanted[before] - 1),
+                        None => left -= wanted.len(),
+                    }
+                }
+                Ok(_) => {}
+                Err(Corrupt) => self.corrupt(family::EVENTS),
+            }
+            source.rows.prev();
+        }
+        for source in &sources {
+            source.rows.status().map_err(|_| ReadError)?;
+        }
+        Ok(0)
     }
 
     /// Events of all apps after number `after`, oldest first, `most` of them at most.

@@ -166,6 +166,12 @@ proptest! {
             ..asked()
         };
         let filter = EventFilter::new(&wanted, &socket);
+        let wanted_numbers = all(&store, &filter, 0, most).0;
+        let begin = store.before_last_events(&filter, most).expect("read");
+        let found = wanted_numbers.iter().filter(|(number, _)| *number > begin).count();
+        let looked_at: usize = told.iter().filter(|(number, _, _)| *number > begin).map(|(_, _, json)| json.len()).sum();
+        prop_assert!(found <= most);
+        prop_assert!(found == most.min(wanted_numbers.len()) || looked_at * 5 / 4 >= LOOKED_AT_BYTES, "{found} of {most}");
         let after = after.min(events.len() as u64);
         let plain: Vec<(u64, Vec<u8>)> = told
             .iter()
