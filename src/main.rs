@@ -26,7 +26,7 @@ const PRIVATE: Mode = Mode::S_IRWXG.union(Mode::S_IRWXO);
 
 /// Web Push delivery daemon: durable, fast, one host
 #[derive(Debug, Parser)]
-#[command(name = "fanfare", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "fanfare", version, propagate_version = true, max_term_width = 100, after_help = EXIT_CODES)]
 struct Arguments {
     /// The configuration [default: /etc/fanfare/fanfare.toml]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]

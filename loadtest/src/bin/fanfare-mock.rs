@@ -15,7 +15,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A push service for tests: decrypts every message, verifies every token, fails on command.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, max_term_width = 100)]
 struct Flags {
     /// Port of the first TLS origin; 0 is any.
     #[arg(long, default_value_t = 0)]

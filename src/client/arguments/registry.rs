@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure};
 /// Which subscriptions: those for which everything that is given holds.
 #[derive(Debug, Default, Args)]
 pub struct Segment {
-    /// The segment as the protocol writes it: {"tags":{"any":[…],"all":[…],"none":[…]},"attributes":{…}}
+    /// The segment as the protocol writes it: {"tags": {"any": […], "all": […], "none": […]}, "attributes": {…}}
     #[arg(long, value_name = "JSON", help_heading = "Which subscriptions")]
     pub segment: Option<String>,
     /// Only those with this tag; repeated: with all of them
@@ -172,6 +172,7 @@ impl Subscribe {
 
 /// `fanfare update`.
 #[derive(Debug, Args)]
+#[command(override_usage = "fanfare update [OPTIONS] <--enable|--name <NAME>|…> <SUBSCRIPTION_ID>")]
 #[command(group(ArgGroup::new("change").required(true).multiple(true).args([
     "enable", "disable", "account", "detach", "name", "no_name", "scope", "no_scopes", "all_scopes", "tag", "no_tags", "attribute",
     "attributes", "no_attributes",
@@ -345,6 +346,7 @@ impl Presence {
 
 /// `fanfare mark-read`.
 #[derive(Debug, Args)]
+#[command(override_usage = "fanfare mark-read [OPTIONS] <--message <ID>|--topic <TOPIC>> <ACCOUNT>")]
 #[command(group(ArgGroup::new("what").required(true).args(["message_id", "topic"])))]
 pub struct MarkRead {
     /// The account, as the application names it
@@ -491,6 +493,7 @@ impl Feedback {
 
 /// `fanfare erase`.
 #[derive(Debug, Args)]
+#[command(override_usage = "fanfare erase <--account <NAME>|--subscription <ID>|--endpoint <URL>>")]
 #[command(group(ArgGroup::new("whom").required(true).args(["account", "subscription_id", "endpoint"])))]
 pub struct Erase {
     /// The account with all its browsers

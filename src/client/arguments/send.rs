@@ -10,6 +10,7 @@ use super::{positive, seconds};
 
 /// `fanfare send`. To exactly one of: a file, a subscription, accounts, ids, a segment, all; checked by [`Send::kinds`].
 #[derive(Debug, Args)]
+#[command(override_usage = "fanfare send [OPTIONS] <--to <FILE>|--to-account <ACCOUNT>|--all|…>")]
 #[command(group(ArgGroup::new("recipients").required(true).multiple(true).args([
     "to", "subscription", "to_account", "to_id", "all", "segment", "tag", "tag_any", "tag_none", "attribute",
 ])))]
