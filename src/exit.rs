@@ -4,7 +4,7 @@
 //! failure that needs a person must never end with a number that says "try again".
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::{journal, printable};
@@ -50,10 +50,19 @@ impl Failure {
         Failure::new(exit, format!("{what}: {error}"))
     }
 
-    /// Tells the person, and gives the process its exit code. The message may have several lines.
+    /// Standard output took no more. Exit 0 if its reader has gone (`fanfare setup | head`), which is no failure, else 74.
+    pub fn output(error: &io::Error) -> Failure {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(Exit::Done, ""),
+            _ => Failure::new(Exit::Io, format!("cannot write to standard output: {error}")),
+        }
+    }
+
+    /// Tells the person, and gives the process its exit code. The message may have several lines. Where standard error takes no
+    /// more, the exit code alone tells.
     pub fn report(&self) -> ExitCode {
         if self.exit != Exit::Done {
-            eprintln!("{}", self.told(journal::is_stderr()));
+            let _unread = writeln!(io::stderr(), "{}", self.told(journal::is_stderr()));
         }
         ExitCode::from(self.exit as u8)
     }

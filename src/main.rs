@@ -1,8 +1,11 @@
 //! Flags, configuration, start, exit code: what each command does stands in `daemon`, `setup`, `client` and `backup`.
 
+// They panic where the output takes no more: `client::output` has `say` and `note`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -65,13 +68,12 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
+        // Help and version are no errors.
         Err(error) if !error.use_stderr() => {
-            // Help and version are no errors; where their reader has gone, nobody is there to be told.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
+            return error.print().map_or_else(|error| Failure::output(&error).report(), |()| ExitCode::SUCCESS);
         }
         Err(error) => {
-            eprint!("{}", usage(error, std::env::args_os()));
+            let _unread = write!(io::stderr(), "{}", usage(error, std::env::args_os()));
             return ExitCode::from(Exit::Usage as u8);
         }
     };
@@ -195,13 +197,21 @@ fn log() {
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, tracing_subscriber::EnvFilter::add_directive);
     // Without colours: their escapes could not be told from those in what is logged.
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false).with_writer(Log);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(Log)
+        // It would be told on standard error, with a panic where that takes no more.
+        .log_internal_errors(false);
     if !journal::is_stderr() {
         return lines.init();
     }
     lines.without_time().init();
     // Of the default message each line would be an entry.
-    std::panic::set_hook(Box::new(|panic| eprintln!("{}{}", journal::ERROR, printable::joined(&panic.to_string()))));
+    std::panic::set_hook(Box::new(|panic| {
+        let _unread = writeln!(io::stderr(), "{}{}", journal::ERROR, printable::joined(&panic.to_string()));
+    }));
 }
 
 /// Where the log goes: to standard error, each event with its priority if that is the journal.

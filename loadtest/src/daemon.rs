@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::mock::Mock;
+use crate::say;
 
 /// How long a start may take.
 pub const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -395,7 +396,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill9();
         if std::thread::panicking() {
-            eprintln!("the end of the daemon's log:\n{}", self.log_tail());
+            say::note(format_args!("the end of the daemon's log:\n{}", self.log_tail()));
             return;
         }
         // The logs of all daemons of all tests are looked at.

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::say;
+
 /// EXT4_GOING_FLAGS_NOLOGFLUSH: the journal is not written out, as when the power fails.
 const NO_LOG_FLUSH: u32 = 2;
 /// What one write to fill the disk takes.
@@ -134,7 +136,7 @@ impl Drop for Disk {
         if self.mounted
             && let Err(problem) = self.unmount()
         {
-            eprintln!("{problem}");
+            say::note(problem);
         }
     }
 }

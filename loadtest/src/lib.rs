@@ -2,7 +2,12 @@
 //! directory, a [client](client::Client) of its socket, a [disk](disk::Disk) that fails, and readings of the [machine], and a [population] that subscribes.
 //! For tests also: what a [status](mod@status) must say, the [output] of a program, and [chance](random).
 //!
+//! The programs print through [say].
+//!
 //! Nothing here shares code with the daemon: all cryptography is OpenSSL's, and the protocol is written down a second time.
+
+// They panic where the output takes no more: `say` does not.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod client;
 pub mod daemon;
@@ -12,6 +17,7 @@ pub mod mock;
 pub mod output;
 pub mod population;
 pub mod random;
+pub mod say;
 pub mod status;
 
 use std::time::{Duration, Instant};

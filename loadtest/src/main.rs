@@ -4,12 +4,16 @@
 //! apart. Every number comes from where it cannot be flattering: acknowledgements from the socket, deliveries from the mock, CPU and
 //! memory from `/proc`.
 
+// They panic where the output takes no more.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod load;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use fanfare_loadtest::say;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -372,7 +376,11 @@ struct Drawn {
 }
 
 fn main() -> ExitCode {
-    let done = match Flags::parse().what {
+    let flags: Flags = match say::flags() {
+        Ok(flags) => flags,
+        Err(code) => return code,
+    };
+    let done = match flags.what {
         What::OneToOne(flags) => load::one_to_one::run(&flags),
         What::Ingest(flags) => load::ingest::run(&flags),
         What::Stream(flags) => load::stream::run(&flags),
@@ -389,11 +397,5 @@ fn main() -> ExitCode {
         What::Bench(flags) => load::suite::run(&flags),
         What::Report(flags) => load::suite::draw(&flags),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("fanfare-load: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+    say::ended("fanfare-load", done)
 }

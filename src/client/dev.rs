@@ -4,6 +4,7 @@
 //! Nothing leaves the machine. Both processes end with this one: on Ctrl-C, on SIGTERM, or when either of them ends by itself. Where
 //! this one is killed, the mock ends too, and the daemon stays behind in its directory.
 
+use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::client::connection::Connection;
+use crate::client::output::{note, say};
 use crate::exit::{Exit, Failure};
 use crate::printable;
 use crate::vapid::key::SigningKey;
@@ -79,7 +81,7 @@ pub fn dev() -> Result<(), Failure> {
         directory.write(&file, &format!("{subscription}\n")).map(|()| file)
     });
     let files = files.collect::<Result<Vec<_>, _>>()?;
-    introduce(&program, &socket, &configuration, &key.public_key_base64url(), [admin, metrics], &subscriptions, &files);
+    say(introduction(&program, &socket, &configuration, &key.public_key_base64url(), [admin, metrics], &subscriptions, &files))?;
 
     for signal in signals {
         if signal != Signal::SIGCHLD {
@@ -92,7 +94,7 @@ pub fn dev() -> Result<(), Failure> {
         }
     }
     // What is in flight to the mock is finished before the mock ends.
-    eprintln!("ending");
+    note("ending");
     daemon.end();
     Ok(())
 }
@@ -130,7 +132,8 @@ fn settings(directory: &Directory, push: u16, metrics: u16) -> String {
     )
 }
 
-fn introduce(
+/// Where everything is, and commands to paste.
+fn introduction(
     program: &Path,
     socket: &Path,
     configuration: &Path,
@@ -138,31 +141,33 @@ fn introduce(
     [admin, metrics]: [u16; 2],
     subscriptions: &[Value],
     files: &[PathBuf],
-) {
+) -> String {
     let program = printable::path(program);
     let socket = printable::path(socket);
-    println!("socket          {socket}");
-    println!("configuration   {}", printable::path(configuration));
-    println!("public key      {public_key}");
-    println!("mock's control  http://127.0.0.1:{admin}");
-    println!("metrics         http://127.0.0.1:{metrics}/metrics");
-    println!("\nTwo subscriptions, as a browser would hand them out:");
-    subscriptions.iter().for_each(|subscription| println!("{subscription}"));
+    let mut lines = Vec::new();
+    let mut add = |line: fmt::Arguments<'_>| lines.push(line.to_string());
+    add(format_args!("socket          {socket}"));
+    add(format_args!("configuration   {}", printable::path(configuration)));
+    add(format_args!("public key      {public_key}"));
+    add(format_args!("mock's control  http://127.0.0.1:{admin}"));
+    add(format_args!("metrics         http://127.0.0.1:{metrics}/metrics"));
+    add(format_args!("\nTwo subscriptions, as a browser would hand them out:"));
+    subscriptions.iter().for_each(|subscription| add(format_args!("{subscription}")));
     if let Some(file) = files.first() {
-        println!("\nTo try it, in another terminal:");
-        println!("  {program} --socket {socket} send --to {} --payload hello", printable::path(file));
-        println!("  {program} --socket {socket} events --follow");
+        add(format_args!("\nTo try it, in another terminal:"));
+        add(format_args!("  {program} --socket {socket} send --to {} --payload hello", printable::path(file)));
+        add(format_args!("  {program} --socket {socket} events --follow"));
     }
     if let Some(subscription) = subscriptions.first() {
         let line = json!({"op": "send", "to": {"subscription": subscription}, "payload": "hello"});
-        println!("  echo '{line}' | socat - UNIX-CONNECT:{socket}");
+        add(format_args!("  echo '{line}' | socat - UNIX-CONNECT:{socket}"));
     }
-    println!("\nWhat arrived, decrypted:");
-    println!("  curl http://127.0.0.1:{admin}/received");
-    println!("\nMore subscriptions:");
-    println!(r#"  curl -d '{{"count":10}}' http://127.0.0.1:{admin}/subscriptions"#);
-    println!("\nCtrl-C ends both and removes everything.");
-    let _ = io::stdout().flush();
+    add(format_args!("\nWhat arrived, decrypted:"));
+    add(format_args!("  curl http://127.0.0.1:{admin}/received"));
+    add(format_args!("\nMore subscriptions:"));
+    add(format_args!(r#"  curl -d '{{"count":10}}' http://127.0.0.1:{admin}/subscriptions"#));
+    add(format_args!("\nCtrl-C ends both and removes everything."));
+    lines.join("\n")
 }
 
 /// A directory that only this user may enter and that is removed in the end.
@@ -190,7 +195,7 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("fanfare: cannot remove {}: {error}", printable::path(&self.0));
+            note(format_args!("fanfare: cannot remove {}: {error}", printable::path(&self.0)));
         }
     }
 }

@@ -212,8 +212,7 @@ impl Target {
     /// A reader that has gone is no failure of ours.
     pub fn failed(&self, error: &io::Error) -> Failure {
         match &self.file {
-            None if error.kind() == io::ErrorKind::BrokenPipe => Failure::new(Exit::Done, ""),
-            None => Failure::io("cannot write to standard output", error),
+            None => Failure::output(error),
             Some(file) => Failure::io(format_args!("cannot write {}", printable::path(file.path())), error),
         }
     }

@@ -11,26 +11,35 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::client::connection::Reply;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::printable;
 
 /// Standard output.
 pub struct Output {
     json: bool,
     terminal: bool,
+    /// Why a line of [`Output::meanwhile`] was not written.
+    unwritten: Option<Failure>,
     to: Box<dyn Write>,
 }
 
-/// Says something beside the output, on standard error.
+/// Says something beside the output, on standard error. Nobody is told that standard error takes no more.
 pub fn note(text: impl Display) {
-    eprintln!("{}", printable::lines(&text.to_string()));
+    let _unread = writeln!(io::stderr(), "{}", printable::lines(&text.to_string()));
+}
+
+/// Writes a text of ours and a newline to standard output, whoever reads it. Exit 0 if the reader has gone, 74 if writing fails
+/// otherwise.
+pub fn say(text: impl Display) -> Result<(), Failure> {
+    let mut to = io::stdout().lock();
+    writeln!(to, "{}", printable::lines(&text.to_string())).and_then(|()| to.flush()).map_err(|error| Failure::output(&error))
 }
 
 impl Output {
     /// JSON if the user asked for it or standard output is no terminal.
     pub fn new(json: bool) -> Output {
         let terminal = io::stdout().is_terminal();
-        Output { json: json || !terminal, terminal, to: Box::new(io::stdout().lock()) }
+        Output { json: json || !terminal, terminal, unwritten: None, to: Box::new(io::stdout().lock()) }
     }
 
     /// Whether a program reads.
@@ -38,17 +47,24 @@ impl Output {
         self.json
     }
 
+    /// As [`Output::line`], in the middle of work that must come to its end although nobody reads: the next [`Output::line`] fails.
+    pub fn meanwhile(&mut self, text: &str) {
+        if self.unwritten.is_none() {
+            self.unwritten = self.line(text).err();
+        }
+    }
+
     /// One line of JSON, or what is shown instead. Exit 0 if the reader has gone, 74 if writing fails otherwise.
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
+        if let Some(failure) = self.unwritten.take() {
+            return Err(failure);
+        }
         let text = match (self.json, self.terminal) {
             (true, false) => text.into(),
             (true, true) => printable::json(text),
             (false, _) => printable::lines(text),
         };
-        writeln!(self.to, "{text}").and_then(|()| self.to.flush()).map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Failure::new(Exit::Done, ""),
-            _ => Failure::io("cannot write to standard output", &error),
-        })
+        writeln!(self.to, "{text}").and_then(|()| self.to.flush()).map_err(|error| Failure::output(&error))
     }
 
     /// One reply: a table of two columns, the members named in `first` at its top and the others by their names; then a table for
@@ -200,6 +216,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::exit::Exit;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -217,7 +234,7 @@ mod tests {
 
     fn told(json: bool, terminal: bool, what: impl FnOnce(&mut Output) -> Result<(), Failure>) -> String {
         let to = Shared::default();
-        what(&mut Output { json, terminal, to: Box::new(to.clone()) }).expect("memory takes everything");
+        what(&mut Output { json, terminal, unwritten: None, to: Box::new(to.clone()) }).expect("memory takes everything");
         let bytes = to.0.lock().expect("no other thread").clone();
         String::from_utf8(bytes).expect("text")
     }
@@ -289,7 +306,7 @@ mod tests {
                 Ok(())
             }
         }
-        let failure = Output { json: true, terminal: false, to: Box::new(Gone) }.line("x").expect_err("nobody reads");
+        let failure = Output { json: true, terminal: false, unwritten: None, to: Box::new(Gone) }.line("x").expect_err("nobody reads");
         assert_eq!(failure.exit, Exit::Done);
     }
 }

@@ -246,7 +246,7 @@ impl Sending {
         connection.send(&line("send", &self.options, &to))?;
         let reply = connection.receive()?.good()?;
         let mut rejected = Rejected::default();
-        rejected.show(&reply, 0, output)?;
+        rejected.show(&reply, 0, output);
         rejected.conclude();
         output.reply(&summary(&reply, None, rejected.count), SEND_MEMBERS)
     }
@@ -275,25 +275,21 @@ struct Rejected {
 
 impl Rejected {
     /// `first` is the place in the input of the line's first subscription.
-    fn show(&mut self, reply: &Reply, first: u64, output: &mut Output) -> Result<(), Failure> {
-        let rejected = match reply.members.get("rejected") {
-            Some(Value::Array(rejected)) => rejected,
-            _ => return Ok(()),
-        };
+    fn show(&mut self, reply: &Reply, first: u64, output: &mut Output) {
+        let Some(Value::Array(rejected)) = reply.members.get("rejected") else { return };
         for one in rejected {
             self.count += 1;
             let place = first + one.get("index").and_then(Value::as_u64).unwrap_or(0);
             if output.json() {
                 let mut one = one.clone();
                 one["index"] = place.into();
-                output.line(&json!({ "rejected": one }).to_string())?;
+                output.meanwhile(&json!({ "rejected": one }).to_string());
             } else if self.count <= REJECTED_SHOWN {
                 let part = |name: &str| one.get(name).map(cell).unwrap_or_default();
                 let (code, field, message) = (part("code"), part("field"), part("message"));
                 note(format_args!("subscription {} rejected: {code} ({field}): {message}", place + 1));
             }
         }
-        Ok(())
     }
 
     fn conclude(&self) {
@@ -398,7 +394,8 @@ impl Stream {
                     let add = self.unanswered.pop_front().expect("one reply for each line on its way");
                     self.bar.set_position(add.to);
                     let rejected = &mut self.rejected;
-                    return self.bar.suspend(|| rejected.show(&reply, add.from, output));
+                    self.bar.suspend(|| rejected.show(&reply, add.from, output));
+                    return Ok(());
                 }
                 // Written a second time after the connection was lost, and taken with one behind it the first time.
                 Ok(Err(refusal)) if self.unanswered.front().is_some_and(|add| refusal.is_behind(add.to)) => {

@@ -3,12 +3,16 @@
 //! Prints one JSON line with its addresses when it is ready, then serves until it is told to end (or, with `--with-parent`, until its
 //! standard input closes).
 
+// They panic where the output takes no more.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::io::{BufWriter, Read, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use fanfare_loadtest::mock::{Fault, Mock, Options, Plan, Scope};
-use fanfare_loadtest::population;
+use fanfare_loadtest::{population, say};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -65,8 +69,14 @@ struct Flags {
     with_parent: bool,
 }
 
-fn main() -> std::io::Result<()> {
-    let flags = Flags::parse();
+fn main() -> ExitCode {
+    match say::flags() {
+        Ok(flags) => say::ended("fanfare-mock", serve(&flags)),
+        Err(code) => code,
+    }
+}
+
+fn serve(flags: &Flags) -> std::io::Result<()> {
     let mock = Mock::try_start(Options {
         listeners: flags.listeners,
         port: flags.port,
@@ -102,9 +112,7 @@ fn main() -> std::io::Result<()> {
     let origins: Vec<String> = (0..flags.listeners.max(1)).map(|index| mock.origin(index)).collect();
     let admin = mock.admin_address().map(|address| format!("http://{address}"));
     let ready = serde_json::json!({"origins": origins, "hosts": mock.hosts(), "admin": admin, "proxy": mock.proxy_url()});
-    let mut output = std::io::stdout().lock();
-    writeln!(output, "{ready}")?;
-    output.flush()?;
+    say::line(ready)?;
     if flags.with_parent {
         let mut input = std::io::stdin().lock();
         let mut ignored = [0; 64];

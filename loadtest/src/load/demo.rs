@@ -10,6 +10,7 @@ use fanfare_loadtest::daemon::{ConfigBuilder, Daemon};
 use fanfare_loadtest::machine::{self, Cpu};
 use fanfare_loadtest::mock::{Fault, Mock, Options, Plan, Scope};
 use fanfare_loadtest::population;
+use fanfare_loadtest::say;
 use fanfare_loadtest::status::adds_up;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -49,20 +50,20 @@ pub fn run(flags: &Demo) -> io::Result<()> {
     let mock = Mock::try_start(Options { keep: 0, ..Options::default() })?;
     let binary = flags.daemon.clone().map_or_else(|| beside("fanfare"), Ok)?;
     let daemon = Daemon::start(&binary, ConfigBuilder::new().mock(&mock))?;
-    println!(
+    say::line(format_args!(
         "A daemon (process {}) and a push service that decrypts and verifies every message, over TLS and HTTP/2.\n",
         daemon.pid()
-    );
+    ))?;
     let mut show = Show { mock, daemon, report: Report::default(), messages: 0 };
     let others: Vec<Box<RawValue>> =
         show.mock.subscribe(0, OTHERS).iter().map(|browser| to_raw_value(&browser.json())).collect::<Result<_, _>>()?;
     show.campaign(flags.browsers, &others)?;
     show.own_messages(flags.messages, &others)?;
     let report = show.finish()?;
-    println!("\n{}\n", report.table().trim_fmt());
+    say::line(format_args!("\n{}\n", report.table().trim_fmt()))?;
     report.verdict()?;
     let (own, fanfare) = (beside("fanfare-load")?.display().to_string(), binary.display().to_string());
-    println!("Everything adds up. Next:");
+    say::line("Everything adds up. Next:")?;
     for (command, what) in [
         (format!("{fanfare} dev"), "a daemon and a push service to develop against"),
         (format!("{own} campaign"), "the same with a million browsers, measured"),
@@ -70,7 +71,7 @@ pub fn run(flags: &Demo) -> io::Result<()> {
         (format!("{own} restart"), "kill -9 with a million messages pending"),
         (format!("{fanfare} --help"), "every command"),
     ] {
-        println!("  {command:width$}  {what}", width = own.len() + 11);
+        say::line(format_args!("  {command:width$}  {what}", width = own.len() + 11))?;
     }
     Ok(())
 }
@@ -80,7 +81,7 @@ impl Show {
     fn campaign(&mut self, browsers: u32, others: &[Box<RawValue>]) -> io::Result<()> {
         let all = u64::from(browsers);
         let crowd = self.mock.crowd(Plan { members: browsers, keys: OTHERS as u32, endpoint_bytes: 190, ..Plan::default() });
-        step(&format!("{} browsers subscribe, each with its account and tags", grouped(all)));
+        step(&format!("{} browsers subscribe, each with its account and tags", grouped(all)))?;
         let line = {
             let crowd = crowd.clone();
             move |number: u64, into: &mut Vec<u8>| population::write_subscribe(&crowd.members, number as u32, into)
@@ -98,9 +99,9 @@ impl Show {
             "{} a second, each safe on disk before it was acknowledged; all are counted in {}.",
             grouped(rate as u64),
             millis(counted.as_micros() as u64)
-        ));
+        ))?;
 
-        step("One campaign to all of them, as one line; ten urgent messages a second to others do not wait for it");
+        step("One campaign to all of them, as one line; ten urgent messages a second to others do not wait for it")?;
         let before = Cpu::of(self.daemon.pid())?;
         let begin = Instant::now();
         let id = ask(&mut client, &campaign(json!({"all": true}), BODY))?["message_id"].clone();
@@ -123,7 +124,7 @@ impl Show {
             grouped(rate as u64),
             millis(urgently.latency_p50),
             millis(urgently.latency_p99)
-        ));
+        ))?;
         self.report.add("campaign_per_second", "campaign: delivered a second", rate, grouped(rate as u64));
         self.report.cpu("campaign_cpu", "campaign: daemon CPU", cpu, all);
         let latency = [urgently.latency_p50, urgently.latency_p99, urgently.latency_max];
@@ -146,7 +147,7 @@ impl Show {
             let urgent = self.mock.measured();
             let note = format!("{walked:.0} % walked{eta}; urgent: {}", millis(urgent.latency_p50));
             if !progress.live() && last * 4 >= all * quarter {
-                println!("   {} delivered, {note}", grouped(last));
+                say::line(format_args!("   {} delivered, {note}", grouped(last)))?;
                 quarter += 1;
             }
             progress.note(note);
@@ -165,7 +166,7 @@ impl Show {
     /// A line each, all at once and then calmly.
     fn own_messages(&mut self, messages: u64, others: &[Box<RawValue>]) -> io::Result<()> {
         let lines = Arc::new(Singles::new(others, BODY));
-        step(&format!("{} messages, each a line and a body of its own, all at once", grouped(messages)));
+        step(&format!("{} messages, each a line and a body of its own, all at once", grouped(messages)))?;
         self.mock.reset_measured();
         // Told no more once half have come: the last retry then ends before the last message, and the rate is that of the whole.
         self.mock.set_fault_every(Scope::Origin(0), Fault::status(429).retry_after(1), TROUBLE_EVERY);
@@ -185,9 +186,9 @@ impl Show {
             "{} acknowledged a second, {} delivered a second; {later} were told \"not now\" (429), and sent again.",
             grouped(acks as u64),
             grouped(rate as u64)
-        ));
+        ))?;
 
-        step(&format!("{} more at {} a second, to see how long one takes", grouped(CALM_MESSAGES), grouped(CALM_RATE as u64)));
+        step(&format!("{} more at {} a second, to see how long one takes", grouped(CALM_MESSAGES), grouped(CALM_RATE as u64)))?;
         self.mock.reset_measured();
         let calm = Sending { connections: 4, window: 500, rate: CALM_RATE };
         let calmly = pump(&self.daemon.socket(), calm, messages..messages + CALM_MESSAGES, lines)?;
@@ -198,7 +199,7 @@ impl Show {
             millis(quantiles(&calmly.ack)[0]),
             millis(measured.latency_p50),
             millis(measured.latency_p99)
-        ));
+        ))?;
         self.refused(&pumped);
         self.refused(&calmly);
         let all = messages + CALM_MESSAGES;
@@ -263,10 +264,10 @@ impl Show {
     }
 }
 
-fn step(what: &str) {
-    println!("{what} ...");
+fn step(what: &str) -> io::Result<()> {
+    say::line(format_args!("{what} ..."))
 }
 
-fn done(what: &str) {
-    println!("   {what}");
+fn done(what: &str) -> io::Result<()> {
+    say::line(format_args!("   {what}"))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use fanfare_loadtest::machine::{Cpu, Machine};
 use fanfare_loadtest::mock::{CURVE, Counters, Measured, curve};
+use fanfare_loadtest::say;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
@@ -193,9 +194,9 @@ impl Report {
         self.prefix.clear();
         self.add("machine", "machine", serde_json::to_value(&machine)?, machine.to_string());
         if json {
-            println!("{}", Value::Object(self.numbers()));
+            say::line(Value::Object(self.numbers()))?;
         } else {
-            println!("{}", self.table().trim_fmt());
+            say::line(self.table().trim_fmt())?;
         }
         self.verdict()
     }

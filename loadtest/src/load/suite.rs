@@ -1,11 +1,12 @@
 //! `make bench`: many measurements one after another, each as its command would make it, and a page of what they say.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use fanfare_loadtest::machine::{self, Machine};
+use fanfare_loadtest::say;
 
 use super::report::{Report, grouped};
 use super::results::{Group, Results, Run};
@@ -31,7 +32,7 @@ pub fn run(flags: &Suite) -> io::Result<()> {
     std::fs::create_dir_all(&flags.out)?;
     let machine = Machine::here();
     let steps = steps(flags.quick, machine.cores);
-    println!("{} measurements on {machine}\n", steps.len());
+    say::line(format_args!("{} measurements on {machine}\n", steps.len()))?;
     let mut results = Results {
         date: httpdate::fmt_http_date(SystemTime::now()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -47,11 +48,10 @@ pub fn run(flags: &Suite) -> io::Result<()> {
         // On a terminal the measurement's own progress comes below, so the line is whole before it.
         let head = format!("{:2} of {}  {:40}", number + 1, steps.len(), step.title);
         if io::stdout().is_terminal() {
-            println!("{head}");
+            say::line(head)?;
         } else {
-            print!("{head}");
+            say::part(head)?;
         }
-        io::stdout().flush()?;
         let begun = Instant::now();
         match measure(step, flags.daemon.as_ref()) {
             Ok(report) => {
@@ -66,32 +66,31 @@ pub fn run(flags: &Suite) -> io::Result<()> {
                     numbers: report.numbers(),
                     rows: report.rows().to_vec(),
                 };
-                println!("  {}, {:.0} s", summary(&run), begun.elapsed().as_secs_f64());
+                say::line(format_args!("  {}, {:.0} s", summary(&run), begun.elapsed().as_secs_f64()))?;
                 results.runs.push(run);
                 results.write(&flags.out)?;
             }
             Err(problem) => {
-                println!("  failed: {problem}");
+                say::line(format_args!("  failed: {problem}"))?;
                 problems.push(format!("{}: {problem}", step.title));
             }
         }
     }
     let page = page::write(&results, &flags.out)?;
     if results.busy_cores > IDLE {
-        println!(
+        say::line(format_args!(
             "\nOthers used the machine ({:.1} cores of it at the beginning): rates and latencies are not its own.",
             results.busy_cores
-        );
+        ))?;
     }
-    println!("\n{:.1} minutes. The page: {}", begin.elapsed().as_secs_f64() / 60.0, page.display());
+    say::line(format_args!("\n{:.1} minutes. The page: {}", begin.elapsed().as_secs_f64() / 60.0, page.display()))?;
     if problems.is_empty() { Ok(()) } else { Err(io::Error::other(problems.join("\n"))) }
 }
 
 /// Draws what an earlier run has written.
 pub fn draw(flags: &Drawn) -> io::Result<()> {
     let page = page::write(&Results::read(&flags.out)?, &flags.out)?;
-    println!("{}", page.display());
-    Ok(())
+    say::line(page.display())
 }
 
 fn summary(run: &Run) -> String {

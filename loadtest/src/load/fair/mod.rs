@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use comfy_table::{Table, presets};
 use fanfare_loadtest::machine::{self, Cpu, Machine};
+use fanfare_loadtest::say;
 use serde_json::{Value, json};
 
 use super::report::grouped;
@@ -51,7 +52,7 @@ pub fn run(flags: &Fair) -> io::Result<()> {
     for operation in chosen {
         for (connections, manner) in variants(&operation, flags) {
             let case = play(&mut town, flags, &operation, connections, manner)?;
-            eprintln!("{}", case.line());
+            say::note(case.line());
             cases.push(case);
         }
     }
@@ -61,9 +62,9 @@ pub fn run(flags: &Fair) -> io::Result<()> {
     if flags.place.json {
         let cases: Vec<Value> = cases.iter().map(Case::json).collect();
         let machine = serde_json::to_value(Machine::here())?;
-        println!("{}", json!({"cases": cases, "bound": bound, "over": over.len(), "machine": machine}));
+        say::line(json!({"cases": cases, "bound": bound, "over": over.len(), "machine": machine}))?;
     } else {
-        println!("{}\n\n{bound}\nmachine: {}", table(&cases), Machine::here());
+        say::line(format_args!("{}\n\n{bound}\nmachine: {}", table(&cases), Machine::here()))?;
     }
     if over.is_empty() {
         return Ok(());
