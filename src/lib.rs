@@ -81,6 +81,9 @@
 //! 8. `ingest/answer/read.rs` reads it from `store/read.rs`, or `ingest/answer/events.rs` from `store/log/mod.rs`, when a client
 //!    asks for `status` or `events`.
 
+// They panic where the output takes no more: `client::output` has `say` and `note`.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod backup;
 pub mod client;
 pub mod clock;

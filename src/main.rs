@@ -54,7 +54,7 @@ enum Command {
     /// Make what the daemon needs before its first start: user, directories, key, configuration
     Setup(setup::Setup),
     /// Name every problem of the configuration at once, and show each app's public key
-    CheckConfig,
+    CheckConfig(setup::check::CheckConfig),
     /// Make a VAPID key pair, or import one
     Keygen(setup::Keygen),
     #[command(flatten)]
@@ -95,9 +95,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { config, socket, json, command } = arguments;
     match command {
         Command::Serve => serve(config.as_deref(), socket),
-        Command::CheckConfig => {
+        Command::CheckConfig(arguments) => {
+            let data_dir = client::data_dir(config.as_deref().unwrap_or(Path::new(CONFIGURATION)), config.is_some());
+            let daemon = arguments.become_daemon(data_dir.ok().as_deref())?;
             let doubts = doubts(config.as_deref());
-            setup::check(&load(config.as_deref(), socket)?, &doubts, &mut Output::new(json), json)
+            let config = load(config.as_deref(), socket).map_err(|failure| daemon.explain(failure))?;
+            daemon.check(&config, &doubts, &mut Output::new(json), json)
         }
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Keygen(arguments) => setup::keygen(&arguments),
@@ -134,8 +137,9 @@ fn load(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure>
     let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut config = Config::load(file, environment).map_err(|problems| {
         match &problems {
-            Problems::Unreadable { error, .. } if error.kind() == ErrorKind::PermissionDenied => {
-                Failure::new(Exit::Permission, format!("the configuration cannot be used:\n{problems}"))
+            Problems::Unreadable { error, path } if error.kind() == ErrorKind::PermissionDenied => {
+                let remedy = format!("chmod a+r {}", printable::path(path));
+                Failure::new(Exit::Permission, format!("the configuration cannot be used:\n{problems}: {remedy}"))
             }
             Problems::Unreadable { error, path } if error.kind() == ErrorKind::NotFound => missing(path),
             // Without a file the environment may say everything; where it says nothing, the file is what is missing.

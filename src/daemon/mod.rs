@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use nix::sys::signal::SigSet;
+use nix::unistd::{User, geteuid};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -137,22 +138,16 @@ pub fn read_keys(config: &Config) -> Result<Vec<AppKeys>, ServeError> {
         let mut signing = Vec::new();
         for path in &app.vapid_keys {
             signing.push(SigningKey::read(path).map_err(|error| {
-                let mut text = format!("apps.{name}.vapid_keys, {}: {error}", path.display());
-                if let KeyFileError::Unreadable(io) = &error
-                    && io.kind() == std::io::ErrorKind::NotFound
-                {
-                    text.push_str(&format!(
+                let user = User::from_uid(geteuid()).ok().flatten().map_or(geteuid().to_string(), |user| user.name);
+                let remedy = match &error {
+                    KeyFileError::Unreadable(io) if io.kind() == std::io::ErrorKind::NotFound => format!(
                         ". `fanfare setup --subject mailto:you@example.com` makes the first key, `fanfare keygen --out {}` any other",
                         path.display()
-                    ));
-                }
-                match error {
-                    KeyFileError::TooOpen { .. } | KeyFileError::NotOurs { .. } => ServeError::Permission(text),
-                    KeyFileError::Unreadable(ref io) if io.kind() == std::io::ErrorKind::PermissionDenied => {
-                        ServeError::Permission(text)
-                    }
-                    KeyFileError::Unreadable(_) | KeyFileError::NotAKey(_) => ServeError::Config(text),
-                }
+                    ),
+                    _ => error.remedy(path, &user).map(|command| format!(": {command}")).unwrap_or_default(),
+                };
+                let text = format!("apps.{name}.vapid_keys, {}: {error}{remedy}", path.display());
+                if error.is_about_rights() { ServeError::Permission(text) } else { ServeError::Config(text) }
             })?);
         }
         apps.push(AppKeys { app: Arc::from(name.as_str()), subject: Arc::from(app.subject.as_str()), keys: signing });

@@ -107,8 +107,13 @@ fn bind(socket: &config::Socket) -> Result<UnixListener, ServeError> {
             .ok()
             .flatten()
             .ok_or_else(|| ServeError::Config(format!("the socket {}: there is no group {name}", path.display())))?;
-        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw()))
-            .map_err(|error| failed("its group cannot be set", error))?;
+        std::os::unix::fs::chown(path, None, Some(group.gid.as_raw())).map_err(|error| {
+            let what = format!(
+                "it cannot be given to the group {name}, which the daemon is not in (`systemctl edit fanfare`, and below [Service] \
+                 SupplementaryGroups={name})"
+            );
+            failed(&what, error)
+        })?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(socket.mode))
         .map_err(|error| failed("its mode cannot be set", error))?;

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::geteuid;
+use nix::unistd::{AccessFlags, access, geteuid};
 use p256::ecdsa::signature::Signer;
 use p256::elliptic_curve::Generate;
 use p256::elliptic_curve::sec1::ToSec1Point;
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::message::KeyId;
+use crate::printable;
 
 /// A key file is some 240 bytes; what is longer than this is something else.
 const FILE_MAX: u64 = 16 * 1024;
@@ -170,6 +172,43 @@ impl fmt::Display for KeyFileError {
             KeyFileError::NotAKey(reason) => reason.fmt(f),
         }
     }
+}
+
+impl KeyFileError {
+    /// Whether somebody has no right to the file, or too many have one. The caller exits 77, else 78.
+    pub fn is_about_rights(&self) -> bool {
+        match self {
+            KeyFileError::TooOpen { .. } | KeyFileError::NotOurs { .. } => true,
+            KeyFileError::Unreadable(error) => error.kind() == io::ErrorKind::PermissionDenied,
+            KeyFileError::NotAKey(_) => false,
+        }
+    }
+
+    /// The command that mends it for the user `daemon`, who is to read the file at `path`. None: no command does.
+    pub fn remedy(&self, path: &Path, daemon: &str) -> Option<String> {
+        let file = printable::path(path);
+        match self {
+            KeyFileError::TooOpen { .. } => Some(format!("chmod 600 {file}")),
+            KeyFileError::NotOurs { .. } => Some(format!("chown {daemon} {file}")),
+            KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Some(match closed_directory(path) {
+                    Some(directory) => format!("chmod o+x {}", printable::path(directory)),
+                    None => format!("chown {daemon} {file}"),
+                })
+            }
+            KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::NotFound => {
+                Some(format!("fanfare keygen --out {file}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The first directory on the way to `path` that this process may not pass.
+fn closed_directory(path: &Path) -> Option<&Path> {
+    let mut directories: Vec<&Path> = path.ancestors().skip(1).filter(|directory| !directory.as_os_str().is_empty()).collect();
+    directories.reverse();
+    directories.into_iter().find(|directory| access(*directory, AccessFlags::X_OK) == Err(Errno::EACCES))
 }
 
 impl std::error::Error for KeyFileError {}

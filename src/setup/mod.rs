@@ -1,9 +1,15 @@
 //! `fanfare setup`, `keygen` and `check-config`: what an operator needs before the first start.
 //!
 //! Nothing that exists is ever overwritten: a VAPID key that is lost loses every subscription made with it. What is there already is
-//! left as it is and named, so `setup` may be run again at any time. Private keys are written 0600 and never shown.
+//! left as it is and named, so `setup` may be run again at any time. Private keys are written 0600, for the daemon's user, and never
+//! shown.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+pub mod check;
+mod identity;
+mod unit;
+
+use std::fmt::Display;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,8 +22,9 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::client::output::{Output, note};
-use crate::config::Config;
+use self::unit::UNIT_DIRS;
+use crate::client::connection::user_name;
+use crate::client::output::{note, say};
 use crate::exit::{Exit, Failure};
 use crate::printable;
 use crate::vapid::key::{ImportError, KeyFileError, SigningKey};
@@ -29,12 +36,9 @@ const DATA_DIR: &str = "var/lib/fanfare";
 /// The user and the group of the daemon.
 const USER: &str = "fanfare";
 /// The configuration that `setup` starts from.
-const SHIPPED: &str = include_str!("../config/fanfare.toml");
-const SYSUSERS: &str = include_str!("../systemd/sysusers.d/fanfare.conf");
-const SERVICE: &str = include_str!("../systemd/fanfare.service");
-/// Where a unit may have been installed.
-const UNIT_DIRS: &[&str] =
-    &["etc/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+const SHIPPED: &str = include_str!("../../config/fanfare.toml");
+const SYSUSERS: &str = include_str!("../../systemd/sysusers.d/fanfare.conf");
+const SERVICE: &str = include_str!("../../systemd/fanfare.service");
 
 /// `fanfare setup`.
 #[derive(Debug, Args)]
@@ -56,47 +60,79 @@ pub fn setup(arguments: &Setup) -> Result<(), Failure> {
     let real = root == Path::new("/");
     let owner = if real && geteuid().is_root() { daemon_user()? } else { None };
     let under = |path: &str| root.join(path);
+    let told = &mut Told::default();
 
-    directory(&under(CONFIGURATION_DIR), 0o755, None)?;
-    directory(&under(DATA_DIR), 0o700, owner)?;
+    directory(&under(CONFIGURATION_DIR), 0o755, None, told)?;
+    directory(&under(DATA_DIR), 0o700, owner, told)?;
 
     let key_file = under(CONFIGURATION_DIR).join("vapid.pem");
     let key = if key_file.exists() {
         if arguments.import {
             return Err(exists(&key_file));
         }
-        kept(&key_file);
+        told.kept(&key_file);
         let daemon = owner.map(|(user, _)| user.as_raw());
-        SigningKey::read_for(&key_file, daemon).map_err(|error| key_failure(&key_file, &error))?
+        SigningKey::read_for(&key_file, daemon).map_err(|error| key_failure(&key_file, &error, Some(USER)))?
     } else {
         let key = if arguments.import { imported(None)? } else { SigningKey::generate() };
         own(&write_key(&key, &key_file)?, &key_file, owner)?;
-        made(&key_file);
+        told.made(&key_file);
         key
     };
 
-    new_file(&under(CONFIGURATION_DIR).join("fanfare.toml"), 0o644, &configuration(SHIPPED, &arguments.subject))?;
+    new_file(&under(CONFIGURATION_DIR).join("fanfare.toml"), 0o644, &configuration(SHIPPED, &arguments.subject), told)?;
     let unit_installed = UNIT_DIRS.iter().any(|directory| under(directory).join("fanfare.service").exists());
     let systemd = under(UNIT_DIRS[0]);
     if !unit_installed && real && systemd.is_dir() {
         let program = std::env::current_exe().map_err(|error| Failure::io("cannot find this program's own path", &error))?;
         let unit = SERVICE.replace("/usr/local/bin/fanfare", &program.display().to_string());
-        new_file(&systemd.join("fanfare.service"), 0o644, &unit)?;
+        new_file(&systemd.join("fanfare.service"), 0o644, &unit, told)?;
     }
 
-    next_steps(&key.public_key_base64url(), real && owner.is_none());
-    Ok(())
+    let of_root = key_file.metadata().is_ok_and(|found| found.uid() == 0);
+    if owner.is_some_and(|(user, _)| !user.is_root()) && of_root {
+        let file = printable::path(&key_file);
+        told.say(format_args!("\nThe daemon cannot read the key, which belongs to root:\n  chown {USER} {file}"));
+    }
+    next_steps(&key.public_key_base64url(), real && owner.is_none(), told);
+    told.end()
 }
 
-fn next_steps(public_key: &str, user_missing: bool) {
+/// Tells what is made while it is made. Where nobody can read that, the work goes on: half a setup helps nobody.
+#[derive(Default)]
+struct Told {
+    failed: Option<Failure>,
+}
+
+impl Told {
+    fn say(&mut self, text: impl Display) {
+        if self.failed.is_none() {
+            self.failed = say(text).err();
+        }
+    }
+
+    fn made(&mut self, path: &Path) {
+        self.say(format_args!("made {}", printable::path(path)));
+    }
+
+    fn kept(&mut self, path: &Path) {
+        self.say(format_args!("kept {}, which was there", printable::path(path)));
+    }
+
+    fn end(&mut self) -> Result<(), Failure> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+}
+
+fn next_steps(public_key: &str, user_missing: bool, told: &mut Told) {
     if user_missing {
-        println!(
+        told.say(format_args!(
             "\nThe user `{USER}` is missing. Make it, and give it its files:\n  \
              useradd --system --home-dir /{DATA_DIR} --shell /usr/sbin/nologin {USER}\n  \
              chown {USER}:{USER} /{DATA_DIR} /{CONFIGURATION_DIR}/vapid.pem"
-        );
+        ));
     }
-    println!(
+    told.say(format_args!(
         "\nNext:\n  \
          fanfare check-config                         # names every problem at once\n  \
          systemctl daemon-reload\n  \
@@ -110,7 +146,7 @@ fn next_steps(public_key: &str, user_missing: bool) {
          applicationServerKey: \"{public_key}\",\n  \
          }});\n  \
          await fetch(\"/subscriptions\", {{ method: \"POST\", body: JSON.stringify(subscription) }});"
-    );
+    ));
 }
 
 /// The uid and gid of the daemon's user, which is made if systemd-sysusers is there to make it.
@@ -136,17 +172,9 @@ fn make_user() {
     let _ = child.wait();
 }
 
-fn made(path: &Path) {
-    println!("made {}", printable::path(path));
-}
-
-fn kept(path: &Path) {
-    println!("kept {}, which was there", printable::path(path));
-}
-
-fn directory(path: &Path, mode: u32, owner: Option<(Uid, Gid)>) -> Result<(), Failure> {
+fn directory(path: &Path, mode: u32, owner: Option<(Uid, Gid)>, told: &mut Told) -> Result<(), Failure> {
     if path.is_dir() {
-        kept(path);
+        told.kept(path);
         return Ok(());
     }
     let cannot = |error: &io::Error| as_root(Failure::io(format_args!("cannot make {}", printable::path(path)), error));
@@ -159,11 +187,11 @@ fn directory(path: &Path, mode: u32, owner: Option<(Uid, Gid)>) -> Result<(), Fa
     // The umask may have taken bits away.
     directory.set_permissions(fs::Permissions::from_mode(mode)).map_err(|error| cannot(&error))?;
     own(&directory, path, owner)?;
-    made(path);
+    told.made(path);
     Ok(())
 }
 
-fn new_file(path: &Path, mode: u32, text: &str) -> Result<(), Failure> {
+fn new_file(path: &Path, mode: u32, text: &str, told: &mut Told) -> Result<(), Failure> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let written = opened.and_then(|mut file| {
         file.write_all(text.as_bytes())?;
@@ -171,8 +199,8 @@ fn new_file(path: &Path, mode: u32, text: &str) -> Result<(), Failure> {
         file.sync_all()
     });
     match written {
-        Ok(()) => made(path),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => kept(path),
+        Ok(()) => told.made(path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => told.kept(path),
         Err(error) => return Err(as_root(Failure::io(format_args!("cannot write {}", printable::path(path)), &error))),
     }
     Ok(())
@@ -181,8 +209,10 @@ fn new_file(path: &Path, mode: u32, text: &str) -> Result<(), Failure> {
 /// By the open file: the name may be another's by now.
 fn own(file: &File, path: &Path, owner: Option<(Uid, Gid)>) -> Result<(), Failure> {
     let Some((user, group)) = owner else { return Ok(()) };
-    fchown(file, Some(user), Some(group))
-        .map_err(|error| Failure::io(format_args!("cannot give {} to {USER}", printable::path(path)), &error.into()))
+    fchown(file, Some(user), Some(group)).map_err(|error| {
+        let what = format_args!("cannot give {} to {}", printable::path(path), user_name(user.as_raw())).to_string();
+        Failure::io(what, &error.into())
+    })
 }
 
 fn as_root(mut failure: Failure) -> Failure {
@@ -261,14 +291,35 @@ pub struct Keygen {
     pub pair: Option<Vec<String>>,
 }
 
-/// Writes a new or imported key pair, and prints the public key.
+/// Writes a new or imported key pair, and prints the public key. Where root does it, the file is given to the user who will read it:
+/// [`owner_beside`].
 pub fn keygen(arguments: &Keygen) -> Result<(), Failure> {
     let key = if arguments.import { imported(arguments.pair.as_deref())? } else { SigningKey::generate() };
-    write_key(&key, &arguments.out)?;
+    let owner = if geteuid().is_root() { owner_beside(&arguments.out) } else { None };
+    own(&write_key(&key, &arguments.out)?, &arguments.out, owner)?;
     let file = printable::path(&arguments.out);
-    eprintln!("made {file}: keep a copy where it is safe, for without it every subscription is lost");
-    println!("{}", key.public_key_base64url());
-    Ok(())
+    let whose = owner.map(|(user, _)| format!(", which belongs to {}", user_name(user.as_raw()))).unwrap_or_default();
+    note(format_args!("made {file}{whose}: keep a copy where it is safe, for without it every subscription is lost"));
+    say(key.public_key_base64url())
+}
+
+/// The user who needs a new key at `path`: the owner of the other private keys beside it, or of the directory, or in the
+/// configuration's own directory the daemon's user. None: root, or nobody is known.
+fn owner_beside(path: &Path) -> Option<(Uid, Gid)> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut names: Vec<PathBuf> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
+    names.sort();
+    let of = |found: &Metadata| (found.uid() != 0).then(|| (Uid::from_raw(found.uid()), Gid::from_raw(found.gid())));
+    let of_key = |file: &PathBuf| {
+        let owner = of(&fs::symlink_metadata(file).ok().filter(Metadata::is_file)?)?;
+        SigningKey::read_for(file, Some(owner.0.as_raw())).ok().map(|_| owner)
+    };
+    let in_configuration = || directory.canonicalize().is_ok_and(|directory| directory == Path::new("/").join(CONFIGURATION_DIR));
+    names
+        .iter()
+        .find_map(of_key)
+        .or_else(|| of(&directory.metadata().ok()?))
+        .or_else(|| if in_configuration() { user() } else { None })
 }
 
 /// As `web-push generate-vapid-keys --json` prints it.
@@ -290,7 +341,7 @@ fn imported(pair: Option<&[String]>) -> Result<SigningKey, Failure> {
         return SigningKey::import(Some(&public), &private).map_err(not_taken);
     }
     if io::stdin().is_terminal() {
-        eprintln!("Paste the output of `web-push generate-vapid-keys --json`, then Ctrl-D:");
+        note("Paste the output of `web-push generate-vapid-keys --json`, then Ctrl-D:");
     }
     let mut text = Zeroizing::new(String::with_capacity(16 * 1024));
     io::stdin().take(16 * 1024).read_to_string(&mut text).map_err(|error| Failure::io("cannot read the keys", &error))?;
@@ -321,56 +372,11 @@ fn exists(path: &Path) -> Failure {
     )
 }
 
-fn key_failure(path: &Path, error: &KeyFileError) -> Failure {
-    let (exit, advice) = match error {
-        KeyFileError::TooOpen { .. } => (Exit::Permission, format!(": chmod 600 {}", printable::path(path))),
-        KeyFileError::NotOurs { .. } => (Exit::Permission, format!(": chown {USER} {}", printable::path(path))),
-        KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            (Exit::Permission, format!(". It is for the user `{USER}`: run this as root, or with `sudo -u {USER}`"))
-        }
-        KeyFileError::Unreadable(error) if error.kind() == io::ErrorKind::NotFound => {
-            (Exit::Configuration, format!(": `fanfare keygen --out {}` makes one", printable::path(path)))
-        }
-        _ => (Exit::Configuration, String::new()),
-    };
-    Failure::new(exit, format!("the key file {} {error}{advice}", printable::path(path)))
-}
-
-/// `fanfare check-config`, after the configuration itself was found good: reads every key, and shows each app's public key.
-/// Everything that is wrong is told at once; exit 77 if the rights on a key file are part of it, else 78. `doubts` are those about
-/// the configuration's file.
-pub fn check(config: &Config, doubts: &[String], output: &mut Output, json: bool) -> Result<(), Failure> {
-    // Root looks for whoever will run the daemon.
-    let daemon = geteuid().is_root().then(|| config.data_dir.metadata().ok().map(|directory| directory.uid())).flatten();
-    let of_others = config.doubts(daemon).into_iter().filter(|doubt| !doubts.contains(doubt));
-    let warnings = config.warnings().into_iter().chain(doubts.iter().cloned()).chain(of_others);
-    warnings.for_each(|warning| note(format_args!("fanfare: {}", printable::line(&warning))));
-    let mut problems: Vec<Failure> = Vec::new();
-    for (name, app) in &config.apps {
-        for (place, file) in app.vapid_keys.iter().enumerate() {
-            let key = match SigningKey::read_for(file, daemon) {
-                Ok(key) => key.public_key_base64url(),
-                Err(error) => {
-                    problems.push(key_failure(file, &error));
-                    continue;
-                }
-            };
-            if json {
-                let told =
-                    json!({"app": name, "public_key": key, "file": file, "subject": app.subject, "given_to_pages": place == 0});
-                output.line(&told.to_string())?;
-            } else {
-                let given = if place == 0 { ", given to pages" } else { ", still signs" };
-                println!("app {name}: public key {key} ({}{given})", printable::path(file));
-            }
-        }
-    }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let permission = problems.iter().any(|problem| problem.exit == Exit::Permission);
-    let exit = if permission { Exit::Permission } else { Exit::Configuration };
-    Err(Failure::new(exit, problems.iter().map(Failure::to_string).collect::<Vec<_>>().join("\nfanfare: ")))
+/// Why a key file was not taken, with the command that mends it for the user `daemon`, if there is one. Exit 77 where rights are the reason, else 78.
+fn key_failure(path: &Path, error: &KeyFileError, daemon: Option<&str>) -> Failure {
+    let exit = if error.is_about_rights() { Exit::Permission } else { Exit::Configuration };
+    let remedy = daemon.and_then(|daemon| error.remedy(path, daemon)).map(|command| format!(": {command}")).unwrap_or_default();
+    Failure::new(exit, format!("the key file {} {error}{remedy}", printable::path(path)))
 }
 
 #[cfg(test)]
