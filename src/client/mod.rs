@@ -14,6 +14,7 @@ pub mod pages;
 pub mod recipients;
 pub mod registry;
 pub mod send;
+pub mod table;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use serde_json::{Map, Value, json};
 use self::arguments::{Backup, Command, Switch};
 use self::connection::Connection;
 use self::output::{Output, note};
+use self::table::Columns;
 use crate::exit::{Exit, Failure};
 use crate::printable;
 
@@ -82,36 +84,35 @@ pub fn run(socket: &Path, backup: BackupCommand<'_>, json: bool, command: &Comma
     }
 }
 
-const STATS_COLUMNS: &[&str] = &[
-    "day",
-    "label",
-    "app",
-    "service",
-    "key",
-    "messages",
-    "recipients",
-    "pending",
-    "accepted",
-    "gone",
-    "refused",
-    "expired",
-    "cancelled",
-    "skipped",
-    "rejected",
-    "retries",
+const STATS_COLUMNS: &Columns = &[
+    ("day", 0),
+    ("label", 0),
+    ("app", 0),
+    ("service", 0),
+    ("key", 0),
+    ("recipients", 0),
+    ("accepted", 0),
+    ("gone", 1),
+    ("refused", 1),
+    ("expired", 1),
+    ("cancelled", 2),
+    ("skipped", 2),
+    ("rejected", 3),
+    ("retries", 3),
 ];
 
-const ORIGIN_COLUMNS: &[&str] = &[
-    "service",
-    "origin",
-    "state",
-    "window",
-    "in_flight",
-    "waiting",
-    "connections",
-    "last_error",
-    "token_expiry",
-    "token_expires",
+const ORIGIN_COLUMNS: &Columns = &[
+    ("service", 0),
+    ("origin", 2),
+    ("state", 0),
+    ("last_error", 1),
+    ("last_error_at", 2),
+    ("in_flight", 0),
+    ("waiting", 0),
+    ("window", 3),
+    ("connections", 3),
+    ("probe_at", 3),
+    ("token_expires", 4),
 ];
 
 /// What stands first in a reply of these names.

@@ -6,11 +6,12 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::client::connection::Reply;
+use crate::client::table::{self, Columns};
+use crate::clock;
 use crate::exit::Failure;
 use crate::printable;
 
@@ -18,6 +19,9 @@ use crate::printable;
 pub struct Output {
     json: bool,
     terminal: bool,
+    /// Characters of a line.
+    width: usize,
+    has_named_left_out: bool,
     /// Why a line of [`Output::meanwhile`] was not written.
     unwritten: Option<Failure>,
     to: Box<dyn Write>,
@@ -39,7 +43,19 @@ impl Output {
     /// JSON if the user asked for it or standard output is no terminal.
     pub fn new(json: bool) -> Output {
         let terminal = io::stdout().is_terminal();
-        Output { json: json || !terminal, terminal, unwritten: None, to: Box::new(io::stdout().lock()) }
+        Output {
+            json: json || !terminal,
+            terminal,
+            width: terminal_width(),
+            has_named_left_out: false,
+            unwritten: None,
+            to: Box::new(io::stdout().lock()),
+        }
+    }
+
+    /// How many characters of a line there are.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// Whether a program reads.
@@ -67,9 +83,9 @@ impl Output {
         writeln!(self.to, "{text}").and_then(|()| self.to.flush()).map_err(|error| Failure::output(&error))
     }
 
-    /// One reply: a table of two columns, the members named in `first` at its top and the others by their names; then a table for
+    /// One reply: its members below each other, those named in `first` at the top and the others by their names; then a table for
     /// each of its lists.
-    pub fn reply(&mut self, reply: &Reply, first: &[&str]) -> Result<(), Failure> {
+    pub fn reply(&mut self, reply: &Reply, first: &[&'static str]) -> Result<(), Failure> {
         if self.json {
             return self.line(&reply.line);
         }
@@ -83,27 +99,26 @@ impl Output {
                 _ => {}
             }
         }
+        own.retain(|(name, value)| !value.is_null() || name == "scopes");
         own.sort_by_key(|(name, _)| (rank(name, first), name.clone()));
-        let mut table = table();
-        for (name, value) in own.iter().filter(|(name, value)| !value.is_null() || name == "scopes") {
-            table.add_row([heading(name), shown(name, value)]);
-        }
-        match table.is_empty() {
-            false => self.line(&table.trim_fmt())?,
+        match own.is_empty() {
+            false => self.line(&table::members(&own, self.width, clock::now()))?,
             // Nothing at all would leave open whether anything was done.
             true if lists.is_empty() => self.line("done")?,
             true => {}
         }
+        // Of a list inside a reply the first member is needed, and the others as far as there is room.
+        let columns: Vec<(&'static str, u8)> = first.iter().zip(0..).map(|(name, place)| (*name, u8::from(place > 0))).collect();
         for name in lists {
             self.line("")?;
-            self.rows(&reply.elements(name), first, "")?;
+            self.rows(&reply.elements(name), &columns, "")?;
         }
         Ok(())
     }
 
-    /// Many things of one kind: a row each, columns in the order of `first`, then the others by their names.
-    /// `none` is said instead of an empty table.
-    pub fn rows(&mut self, elements: &[Box<RawValue>], first: &[&str], none: &str) -> Result<(), Failure> {
+    /// Many things of one kind: a row each, as many columns as there is room for; those that are left out are named beside the
+    /// output, once. `none` is said instead of an empty table.
+    pub fn rows(&mut self, elements: &[Box<RawValue>], columns: &Columns, none: &str) -> Result<(), Failure> {
         if self.json {
             return elements.iter().try_for_each(|element| self.line(element.get()));
         }
@@ -112,70 +127,24 @@ impl Output {
         }
         let rows: Vec<Vec<(String, Value)>> =
             elements.iter().flat_map(|element| spread_out(serde_json::from_str(element.get()).unwrap_or(Value::Null))).collect();
-        let mut names: Vec<&str> = rows.iter().flatten().map(|(name, _)| name.as_str()).collect();
-        names.sort_by_key(|name| (rank(name, first), *name));
-        names.dedup();
-        let any = |name: &str, of: fn(&Value) -> bool| rows.iter().flatten().any(|(own, value)| own == name && of(value));
-        // What nobody asked for by name is shown if it says something, and details only if somebody asked.
-        names.retain(|name| match first.contains(name) {
-            true => any(name, |value| !value.is_null()),
-            false => !DETAILS.contains(name) && any(name, |value| !value.is_null() && value.as_u64() != Some(0)),
-        });
-        let mut table = table();
-        table.set_header(names.iter().map(|name| heading(name)));
-        for (place, name) in names.iter().enumerate() {
-            // Ids are copied: one that is broken over lines is of no use.
-            if name.ends_with("_id")
-                && let Some(column) = table.column_mut(place)
-            {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
+        let shown = table::list(&rows, columns, self.width, clock::now());
+        self.line(&shown.text)?;
+        if !shown.left_out.is_empty() && !std::mem::replace(&mut self.has_named_left_out, true) {
+            let names = shown.left_out.join(", ");
+            note(format_args!("There is no room for: {names}. A wider terminal or --json shows them"));
         }
-        for row in &rows {
-            let value =
-                |name: &&str| row.iter().find(|(own, _)| own == name).map(|(_, value)| shown(name, value)).unwrap_or_default();
-            table.add_row(names.iter().map(value));
-        }
-        self.line(&table.trim_fmt())
+        Ok(())
     }
-}
-
-/// Members of a subscription or message that are shown when it is looked at by itself: a table of many has no room for them.
-const DETAILS: &[&str] = &["user_agent", "key", "created", "last_failure", "at", "expires", "open", "rate"];
-
-/// The name of a member, which may be one of somebody's attributes, above its column.
-fn heading(name: &str) -> String {
-    printable::line(name).replace('_', " ")
-}
-
-/// A cell of the member `name`.
-fn shown(name: &str, value: &Value) -> String {
-    match (name, value) {
-        // What has no scopes accepts all of them, and an empty list is the opposite.
-        ("scopes", Value::Null) => "all".to_owned(),
-        _ => cell(value),
-    }
-}
-
-/// A part of a line for a terminal.
-pub fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::Array(values) if values.is_empty() => "none".to_owned(),
-        Value::String(text) => printable::line(text).into_owned(),
-        Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(", "),
-        other => printable::line(&other.to_string()).into_owned(),
-    }
-}
-
-fn table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table
 }
 
 fn rank(name: &str, first: &[&str]) -> usize {
     first.iter().position(|other| *other == name).unwrap_or(first.len())
+}
+
+/// How many characters a line of the terminal has: COLUMNS, else the terminal itself tells.
+fn terminal_width() -> usize {
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    told.or_else(|| comfy_table::Table::new().width().map(usize::from)).unwrap_or(80).max(20)
 }
 
 /// The rows of one element: members of an object inside it become columns of their own, and where one member is a list of objects
@@ -234,14 +203,15 @@ mod tests {
 
     fn told(json: bool, terminal: bool, what: impl FnOnce(&mut Output) -> Result<(), Failure>) -> String {
         let to = Shared::default();
-        what(&mut Output { json, terminal, unwritten: None, to: Box::new(to.clone()) }).expect("memory takes everything");
+        what(&mut Output { json, terminal, width: 80, has_named_left_out: false, unwritten: None, to: Box::new(to.clone()) })
+            .expect("memory takes everything");
         let bytes = to.0.lock().expect("no other thread").clone();
         String::from_utf8(bytes).expect("text")
     }
 
-    fn shown(json: bool, element: &str, first: &[&str]) -> String {
+    fn shown(json: bool, element: &str, columns: &Columns) -> String {
         let raw = RawValue::from_string(element.to_owned()).expect("JSON");
-        told(json, false, |output| output.rows(&[raw], first, "nothing"))
+        told(json, false, |output| output.rows(&[raw], columns, "nothing"))
     }
 
     #[test]
@@ -249,7 +219,7 @@ mod tests {
         let text = shown(
             false,
             r#"{"service":"apple","lanes":[{"urgency":"high","waiting":1},{"urgency":"low","waiting":20}]}"#,
-            &["service"],
+            &[("service", 0)],
         );
         let header = text.lines().find(|line| line.contains("service")).expect("a header");
         assert!(header.find("service") < header.find("lanes urgency"), "{text}");
@@ -259,8 +229,10 @@ mod tests {
 
     #[test]
     fn no_scopes_and_all_scopes_differ() {
-        assert_eq!((super::shown("scopes", &Value::Null), super::shown("name", &Value::Null)), ("all".to_owned(), String::new()));
-        assert!(shown(false, r#"{"scopes":[]}"#, &["scopes"]).contains("none"));
+        let both = r#"{"ok":true,"subscription":{"scopes":null,"name":null}}"#;
+        let reply = Reply::parse(both.to_owned()).expect("an object");
+        assert_eq!(told(false, true, |output| output.reply(&reply, &[])), "scopes  all\n");
+        assert!(shown(false, r#"{"scopes":[]}"#, &[("scopes", 0)]).contains("none"));
     }
 
     /// What no terminal may get: a title's begin, C1, DEL, a mark that turns the direction.
@@ -292,7 +264,7 @@ mod tests {
 
     #[test]
     fn json_is_passed_on_as_it_came() {
-        assert_eq!(shown(true, "{\"z\":1,\"a\":\"\u{9b}\"}", &["a"]), "{\"z\":1,\"a\":\"\u{9b}\"}\n");
+        assert_eq!(shown(true, "{\"z\":1,\"a\":\"\u{9b}\"}", &[("a", 0)]), "{\"z\":1,\"a\":\"\u{9b}\"}\n");
     }
 
     #[test]
@@ -306,7 +278,10 @@ mod tests {
                 Ok(())
             }
         }
-        let failure = Output { json: true, terminal: false, unwritten: None, to: Box::new(Gone) }.line("x").expect_err("nobody reads");
+        let failure =
+            Output { json: true, terminal: false, width: 80, has_named_left_out: false, unwritten: None, to: Box::new(Gone) }
+                .line("x")
+                .expect_err("nobody reads");
         assert_eq!(failure.exit, Exit::Done);
     }
 }

@@ -10,6 +10,7 @@ use crate::client::connection::{Connection, Reply};
 use crate::client::output::{Output, note};
 use crate::client::pages::{self, Page};
 use crate::client::send::{add_body, line, members, one_subscription, open};
+use crate::client::table::Columns;
 use crate::exit::Failure;
 use crate::printable;
 
@@ -29,8 +30,31 @@ pub const SUBSCRIPTION_MEMBERS: &[&str] = &[
     "attributes",
 ];
 
+const SUBSCRIPTION_COLUMNS: &Columns = &[
+    ("subscription_id", 0),
+    ("account", 0),
+    ("name", 1),
+    ("app", 2),
+    ("service", 1),
+    ("enabled", 1),
+    ("valid", 2),
+    ("reason", 2),
+    ("seen", 1),
+    ("scopes", 3),
+    ("tags", 2),
+];
+
 /// The other counters are shown where they are not 0.
-const LIST_COLUMNS: &[&str] = &["message_id", "state", "label", "ref", "created", "recipients", "pending", "accepted"];
+const LIST_COLUMNS: &Columns = &[
+    ("message_id", 0),
+    ("state", 0),
+    ("label", 1),
+    ("ref", 3),
+    ("created", 2),
+    ("recipients", 0),
+    ("pending", 0),
+    ("accepted", 1),
+];
 
 /// Hands in one subscription.
 pub fn subscribe(socket: &Path, output: &mut Output, arguments: &Subscribe) -> Result<(), Failure> {
@@ -56,14 +80,14 @@ pub fn list(socket: &Path, output: &mut Output, arguments: &List) -> Result<(), 
 
 /// Lists subscriptions.
 pub fn subscriptions(socket: &Path, output: &mut Output, arguments: &Subscriptions) -> Result<(), Failure> {
-    let shown = Shown { list: "subscriptions", columns: SUBSCRIPTION_MEMBERS, none: "no subscription" };
+    let shown = Shown { list: "subscriptions", columns: SUBSCRIPTION_COLUMNS, none: "no subscription" };
     shown.pages(socket, output, arguments.request()?, &arguments.page)
 }
 
 /// How a list is shown: the member of the reply that holds it, its first columns, and what is said if it is empty.
 struct Shown {
     list: &'static str,
-    columns: &'static [&'static str],
+    columns: &'static Columns,
     none: &'static str,
 }
 

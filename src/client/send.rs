@@ -20,8 +20,9 @@ use serde_json::{Map, Value, json};
 
 use crate::client::arguments::{Body, Devices, Send};
 use crate::client::connection::{Connection, Refusal, Reply};
-use crate::client::output::{Output, cell, note};
+use crate::client::output::{Output, note};
 use crate::client::recipients::{self, on_one_line};
+use crate::client::table::cell;
 use crate::exit::{Exit, Failure};
 use crate::printable;
 

@@ -51,9 +51,12 @@ pub struct Resume {
 /// `fanfare events`.
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Where to begin: a cursor, `oldest` or `newest`
-    #[arg(long, value_name = "CURSOR", default_value = "oldest")]
-    pub after: String,
+    /// Where to begin: `oldest`, `newest`, or behind a cursor [default: `oldest`; with --follow ten events before the end]
+    #[arg(long, visible_alias = "from", value_name = "oldest|newest|CURSOR")]
+    pub after: Option<String>,
+    /// Begin so many events before the end (1,000 at most)
+    #[arg(long, value_name = "N", conflicts_with = "after", value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub last: Option<u64>,
     /// At most so many; all there are unless told
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
@@ -80,9 +83,12 @@ pub struct Events {
     pub subscription_id: Option<String>,
 }
 
+/// Events before the end with which `--follow` begins, as `tail -f` does with lines.
+const FOLLOWED_FROM: u64 = 10;
+
 impl Events {
-    /// The request for what comes after `cursor`, at most `limit` lines.
-    pub fn request(&self, cursor: &str, limit: Option<u64>) -> Value {
+    /// The request for what comes behind `cursor`, at most `limit` lines. None: from where the flags say.
+    pub fn request(&self, cursor: Option<&str>, limit: Option<u64>) -> Value {
         let mut request = request(
             "events",
             &[
@@ -93,7 +99,12 @@ impl Events {
                 ("subscription_id", &self.subscription_id),
             ],
         );
-        request.insert("after".to_owned(), cursor.into());
+        match (cursor.or(self.after.as_deref()), self.last) {
+            (Some(cursor), _) => drop(request.insert("after".to_owned(), cursor.into())),
+            (None, Some(last)) => drop(request.insert("last".to_owned(), last.into())),
+            (None, None) if self.follow => drop(request.insert("last".to_owned(), FOLLOWED_FROM.into())),
+            (None, None) => drop(request.insert("after".to_owned(), "oldest".into())),
+        }
         if let Some(limit) = limit {
             request.insert("limit".to_owned(), limit.into());
         }
