@@ -2,9 +2,9 @@
 //! that is played by the test.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -48,6 +48,161 @@ fn help_and_version_are_no_errors() {
     }
 }
 
+/// Every command of the program, as its help names them.
+fn commands() -> Vec<String> {
+    let help = stdout(&run(&["--help"]));
+    let (_, list) = help.split_once("\nCommands:\n").expect("there are commands");
+    let names =
+        list.lines().take_while(|line| !line.is_empty()).filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names: Vec<String> =
+        names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect();
+    assert!(names.len() > 30, "{names:?}");
+    names
+}
+
+#[test]
+fn help_is_continued_between_words_at_the_end_of_a_line() {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let mut asked: Vec<(PathBuf, Vec<String>)> = commands()
+        .into_iter()
+        .map(|name| (PathBuf::from(env!("CARGO_BIN_EXE_fanfare")), vec![name, "--help".to_owned()]))
+        .collect();
+    for program in ["fanfare", "fanfare-load", "fanfare-mock"] {
+        asked.push((Path::new(env!("CARGO_BIN_EXE_fanfare")).with_file_name(program), vec!["--help".to_owned()]));
+    }
+    for (program, arguments) in asked {
+        let help = |columns: &str| {
+            let output = Command::new(&program).args(&arguments).env_clear().env("COLUMNS", columns).output();
+            stdout(&output.expect("the program was built: `cargo build --workspace --bins`"))
+        };
+        let (narrow, wide) = (help("80"), help("100"));
+        assert_eq!(words(&narrow), words(&wide), "{arguments:?}");
+        for line in narrow.lines() {
+            assert!(line.chars().count() <= 80, "{program:?} {arguments:?}: {line}");
+        }
+    }
+}
+
+// Output that nobody reads, and a disk that is full.
+
+/// A pipe whose reader has gone.
+fn closed() -> Stdio {
+    std::io::pipe().expect("a pipe").1.into()
+}
+
+fn full() -> Stdio {
+    File::options().write(true).open("/dev/full").expect("every Linux has it").into()
+}
+
+/// Runs a program with this standard output. Exit code and standard error.
+fn into(program: &Path, arguments: &[&str], to: Stdio) -> (i32, String) {
+    let output = Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(to)
+        .output()
+        .expect("the program was built");
+    assert!(!stderr(&output).contains("panicked"), "{arguments:?}: {}", stderr(&output));
+    (code(&output), stderr(&output))
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure_and_a_full_disk_is_one_error() {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanfare"));
+    let directory = TempDir::new().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
+    let configuration = path("fanfare.toml");
+    assert_eq!(code(&run(&["keygen", "--out", &path("vapid.pem")])), 0);
+    let text = format!(
+        "data_dir = {}\n[apps.default]\nvapid_keys = [{}]\nsubject = \"mailto:ops@fanfare.dev\"\n",
+        json!(path("data")),
+        json!(path("vapid.pem"))
+    );
+    fs::write(&configuration, text).expect("writable");
+    let subscription = r#"{"endpoint":"https://push.example/1","keys":{"p256dh":"x","auth":"y"}}"#;
+    let element = json!({"ok": true, "messages": [{"message_id": "A"}], "subscriptions": [{"subscription_id": "A", "endpoint": "e", "keys": {}}],
+        "stats": [{"day": "2027-01-31"}], "origins": [{"service": "fcm"}]});
+    let many: Vec<Value> = (0..20).flat_map(|_| [element.clone(), element.clone()]).collect();
+    let owner = directory.path().metadata().expect("ours").uid().to_string();
+    let own = path("fanfare.sock");
+    let mut asked: Vec<Vec<&str>> = vec![
+        vec!["--help"],
+        vec!["--version"],
+        vec!["help", "send"],
+        vec!["--config", &configuration, "--socket", &own, "check-config", "--user", &owner],
+        vec!["--config", &configuration, "--socket", &own, "--json", "check-config", "--user", &owner],
+    ];
+    let daemon = Daemon::start(Play { answers: many.into(), ..Play::default() });
+    for arguments in [
+        &["ping"][..],
+        &["status", "M"],
+        &["list"],
+        &["stats"],
+        &["origins"],
+        &["subscriptions"],
+        &["count", "--all"],
+        &["export"],
+        &["account", "anna"],
+        &["subscribe", "--subscription", subscription],
+        &["send", "--subscription", subscription],
+        &["backup"],
+        &["vapid-public-key"],
+    ] {
+        asked.push([&["--socket", &daemon.socket], arguments].concat());
+    }
+    for arguments in &asked {
+        let (code, told) = into(program, arguments, closed());
+        assert_eq!(code, 0, "{arguments:?}: {told}");
+        let (code, told) = into(program, arguments, full());
+        assert_eq!(code, 74, "{arguments:?}: {told}");
+        let errors: Vec<&str> = told.lines().filter(|line| line.contains("cannot write to standard output")).collect();
+        assert_eq!(errors.len(), 1, "{arguments:?}: {told}");
+    }
+    let followed = Daemon::start(Play { answers: vec![json!({"cursor": "c1", "type": "gone"})].into(), ..Play::default() });
+    assert_eq!(into(program, &["--socket", &followed.socket, "events", "--follow"], closed()).0, 0);
+
+    for (name, arguments) in
+        [("fanfare-load", &["--help"][..]), ("fanfare-mock", &["--help"]), ("fanfare-mock", &["--with-parent"])]
+    {
+        let program = program.with_file_name(name);
+        assert_eq!(into(&program, arguments, closed()).0, 0, "{name} {arguments:?}");
+        let (code, told) = into(&program, arguments, full());
+        assert!(code == 74 && told.contains("cannot write to standard output"), "{name} {arguments:?}: {code} {told}");
+    }
+}
+
+#[test]
+fn setup_goes_on_to_its_end_where_nobody_reads() {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanfare"));
+    for (to, expected) in [(closed as fn() -> Stdio, 0), (full, 74)] {
+        let root = TempDir::new().expect("a temporary directory");
+        let arguments = ["setup", "--root", root.path().to_str().expect("text"), "--subject", "ops@fanfare.dev"];
+        let (code, told) = into(program, &arguments, to());
+        assert_eq!(code, expected, "{told}");
+        for path in ["etc/fanfare/vapid.pem", "etc/fanfare/fanfare.toml", "var/lib/fanfare"] {
+            assert!(root.path().join(path).exists(), "{path}");
+        }
+    }
+    let directory = TempDir::new().expect("a temporary directory");
+    for (name, to, expected) in [("a.pem", closed(), 0), ("b.pem", full(), 74)] {
+        let file = directory.path().join(name);
+        assert_eq!(into(program, &["keygen", "--out", file.to_str().expect("text")], to).0, expected);
+        assert!(file.exists());
+    }
+}
+
+#[test]
+fn what_is_wrong_decides_the_exit_code_wherever_output_and_errors_go() {
+    for arguments in [&["fly"][..], &["--config", "/no/such/file", "check-config"], &["--socket", "/no/such/socket", "ping"]] {
+        let expected = code(&run(arguments));
+        for to in [closed as fn() -> Stdio, full] {
+            let output = fanfare().args(arguments).stdout(to()).stderr(to()).status().expect("the program was built");
+            assert_eq!(output.code(), Some(expected), "{arguments:?}");
+        }
+    }
+}
+
 #[test]
 fn usage_errors_exit_64() {
     for arguments in [
@@ -87,6 +242,10 @@ fn usage_errors_exit_64() {
         &["test"],
         &["feedback", "R", "seen"],
         &["erase"],
+        &["count", "--all", "--tag", "a"],
+        &["export", "--all", "--attribute", "lang=pl"],
+        &["events", "--last", "0"],
+        &["events", "--last", "5", "--from", "oldest"],
         &["import"],
         &["import", "/no/such/file"],
         &["import", "x", "--format", "xml"],
@@ -119,6 +278,38 @@ fn keygen_writes_a_private_file_once() {
 
     let nowhere = run(&["keygen", "--out", directory.path().join("no/such/vapid.pem").to_str().expect("text")]);
     assert_eq!(code(&nowhere), 74, "{}", stderr(&nowhere));
+}
+
+#[test]
+fn a_key_that_root_makes_is_given_to_the_owner_of_the_keys_beside_it() {
+    let directory = TempDir::new().expect("a temporary directory");
+    if directory.path().metadata().expect("ours").uid() != 0 {
+        println!("SKIPPED: only root can give a file away");
+        return;
+    }
+    let made = |name: &str| {
+        let file = directory.path().join(name);
+        let output = run(&["keygen", "--out", file.to_str().expect("text")]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let found = file.metadata().expect("it was made");
+        assert_eq!(found.permissions().mode() & 0o777, 0o600);
+        (found.uid(), stderr(&output))
+    };
+    assert_eq!(made("first.pem").0, 0, "everything here is root's");
+    std::os::unix::fs::chown(directory.path().join("first.pem"), Some(65_534), None).expect("root may");
+    let (owner, told) = made("second.pem");
+    assert!(owner == 65_534 && told.contains("which belongs to nobody"), "{told}");
+
+    // A stranger's file that is no key decides nothing, and neither does one that others can read.
+    for name in ["first.pem", "second.pem"] {
+        fs::remove_file(directory.path().join(name)).expect("ours");
+    }
+    fs::write(directory.path().join("a.txt"), "no key").expect("writable");
+    std::os::unix::fs::chown(directory.path().join("a.txt"), Some(65_533), None).expect("root may");
+    fs::set_permissions(directory.path().join("a.txt"), fs::Permissions::from_mode(0o600)).expect("root may");
+    assert_eq!(made("third.pem").0, 0);
+    std::os::unix::fs::chown(directory.path(), Some(65_534), None).expect("root may");
+    assert_eq!(made("fourth.pem").0, 65_534, "the directory's owner");
 }
 
 /// A pair made with `web-push generate-vapid-keys --json`'s format, from RFC 8291's example (appendix A).
@@ -255,6 +446,8 @@ fn requests_are_those_of_the_protocol() {
             &["stats", "--from", "2027-01-01", "--by", "day,label"],
             json!({"op": "stats", "from": "2027-01-01", "by": ["day", "label"]}),
         ),
+        (&["events", "--from", "newest"], json!({"op": "events", "after": "newest", "limit": 1000})),
+        (&["events", "--last", "3"], json!({"op": "events", "last": 3, "limit": 1000})),
         (
             &["events", "--after", "newest", "--types", "gone,refused", "--label", "news", "--limit", "7"],
             json!({"op": "events", "after": "newest", "types": ["gone", "refused"], "label": "news", "limit": 7}),
@@ -379,6 +572,7 @@ fn requests_are_those_of_the_protocol() {
             json!({"op": "list_subscriptions", "account": "anna", "limit": 1000, "reveal": true}),
         ),
         (&["count"], json!({"op": "count"})),
+        (&["count", "--all", "--app", "shop"], json!({"op": "count", "app": "shop"})),
         (
             &["count", "--tag-any", "a", "--scope", "news", "--app", "shop"],
             json!({"op": "count", "segment": {"tags": {"any": ["a"]}}, "scope": "news", "app": "shop"}),
@@ -660,6 +854,20 @@ fn rejected_subscriptions_are_told_by_their_place_in_the_file() {
     let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines[0]["rejected"]["index"], 1_234);
     assert_eq!((&lines[1]["rejected"], &lines[1]["recipients"]), (&json!(1), &json!(1_999)));
+}
+
+#[test]
+fn a_file_is_handed_in_to_its_end_although_nobody_reads_which_were_rejected() {
+    for (to, expected) in [(closed as fn() -> Stdio, 0), (full, 74)] {
+        let daemon = Daemon::start(Play { reject: Some(12), ..Play::default() });
+        let file = daemon.directory.path().join("subscriptions");
+        fs::write(&file, subscriptions(5_000)).expect("writable");
+        let arguments = ["--socket", &daemon.socket, "send", "--to", file.to_str().expect("text")];
+        let (code, told) = into(Path::new(env!("CARGO_BIN_EXE_fanfare")), &arguments, to());
+        assert_eq!(code, expected, "{told}");
+        assert_eq!(daemon.taken().len(), 4_999, "{told}");
+        assert!(daemon.state().closed);
+    }
 }
 
 // The daemon that is played.

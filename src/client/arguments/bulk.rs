@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::registry::Segment;
+use super::registry::{SEGMENT_FLAGS, Segment};
 
 /// `fanfare import`.
 #[derive(Debug, Args)]
@@ -61,6 +61,9 @@ pub struct Export {
     /// Only of this app
     #[arg(long)]
     pub app: Option<String>,
+    /// Every registered subscription, of every app that the socket knows: the same as without a segment
+    #[arg(long, conflicts_with_all = SEGMENT_FLAGS, help_heading = "Which subscriptions")]
+    pub all: bool,
     #[command(flatten)]
     pub segment: Segment,
 }

@@ -10,6 +10,9 @@ use super::send::Body;
 use super::{request, seconds};
 use crate::exit::{Exit, Failure};
 
+/// The flags of [`Segment`], which say more than `--all`.
+pub const SEGMENT_FLAGS: [&str; 5] = ["segment", "tag", "tag_any", "tag_none", "attribute"];
+
 /// Which subscriptions: those for which everything that is given holds.
 #[derive(Debug, Default, Args)]
 pub struct Segment {
@@ -375,7 +378,7 @@ impl MarkRead {
 #[derive(Debug, Args)]
 pub struct Subscriptions {
     /// Only the browsers of this account
-    #[arg(long, conflicts_with_all = ["segment", "tag", "tag_any", "tag_none", "attribute"])]
+    #[arg(long, conflicts_with_all = SEGMENT_FLAGS)]
     pub account: Option<String>,
     #[command(flatten)]
     pub segment: Segment,
@@ -406,6 +409,9 @@ impl Subscriptions {
 /// `fanfare count`.
 #[derive(Debug, Args)]
 pub struct Count {
+    /// Every registered subscription, of every app that the socket knows: the same as without a segment
+    #[arg(long, conflicts_with_all = SEGMENT_FLAGS, help_heading = "Which subscriptions")]
+    pub all: bool,
     #[command(flatten)]
     pub segment: Segment,
     /// Only those that accept this scope
