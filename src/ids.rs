@@ -70,13 +70,14 @@ impl FromStr for VisibleId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAUlid;
 
-/// A place to go on from, in a log or a list.
+/// A place to go on from, in a log or a list. `app` is the number of an app of the socket that was told the position: on a socket
+/// without that app it is good for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// Behind the event of this number.
-    Event(u64),
+    Event { app: u16, number: u64 },
     /// Before the list or campaign of this commit and place.
-    Message { commit: u64, place: u16 },
+    Message { app: u16, commit: u64, place: u16 },
     /// Behind this subscription of this app.
     Subscription { app: u16, key: SubscriptionKey },
     /// Within an app.
@@ -158,11 +159,11 @@ impl Ids {
         Position::of_block(&block)
     }
 
-    /// The number of an event from its position, or from its plain number if it was given out so.
-    pub fn event_number(&self, text: &str) -> Option<u64> {
+    /// The number of an event from its position, if that was told to who has this app, or from its plain number if it was given out so.
+    pub fn event_number(&self, text: &str, has: impl Fn(u16) -> bool) -> Option<u64> {
         if text.len() == POSITION_CHARS {
             return match self.open(text)? {
-                Position::Event(number) => Some(number),
+                Position::Event { app, number } if has(app) => Some(number),
                 _ => None,
             };
         }
@@ -210,8 +211,8 @@ impl Position {
     /// Kind, two small numbers, a large one, and zeros: a text that was made up does not open, because they would have to come out.
     fn block(self) -> [u8; 16] {
         let (kind, first, second, number) = match self {
-            Position::Event(number) => (1, 0, 0, number),
-            Position::Message { commit, place } => (2, place, 0, commit),
+            Position::Event { app, number } => (1, app, 0, number),
+            Position::Message { app, commit, place } => (2, place, app, commit),
             Position::Subscription { app, key } => (3, app, key.service.0, key.serial),
             Position::App(app) => (4, app, 0, 0),
         };
@@ -227,8 +228,8 @@ impl Position {
         let [kind, a, b, c, d, number @ .., 0, 0, 0] = *block else { return None };
         let (first, second, number) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]), u64::from_be_bytes(number));
         let position = match kind {
-            1 => Position::Event(number),
-            2 => Position::Message { commit: number, place: first },
+            1 => Position::Event { app: first, number },
+            2 => Position::Message { app: second, commit: number, place: first },
             3 => Position::Subscription { app: first, key: SubscriptionKey { service: Service(second), serial: number } },
             4 => Position::App(first),
             _ => return None,
@@ -259,7 +260,7 @@ mod tests {
     fn the_forms_stay_as_they_are() {
         let ids = Ids::new(&[7; 32], Since::default());
         assert_eq!(ids.show(id(1_795_343_400_123, 1, 0, 0)).to_string(), "01M81CWF5VPKRBQGDZG6J4QP95");
-        assert_eq!(ids.seal(Position::Event(1)), "uNkJC_iLxv5iSXGIIYdIzw");
+        assert_eq!(ids.seal(Position::Event { app: 0, number: 1 }), "uNkJC_iLxv5iSXGIIYdIzw");
         let key = SubscriptionKey { service: Service(3), serial: 4 };
         assert_eq!(ids.seal(Position::Subscription { app: 2, key }), "nwXo-2vHXtJ6mrGzZ1EPqw");
     }
@@ -307,8 +308,9 @@ mod tests {
         assert_ne!(low(ids.show(id(1_000, 5, 0, 0))), low(ids.show(id(1_001, 5, 0, 0))));
         let other = Ids::new(&[8; 32], Since::default());
         assert_ne!(ids.show(id(1_000, 5, 0, 0)), other.show(id(1_000, 5, 0, 0)));
-        assert_ne!(ids.seal(Position::Event(5)), other.seal(Position::Event(5)));
-        assert_eq!(other.open(&ids.seal(Position::Event(5))), None);
+        let event = Position::Event { app: 1, number: 5 };
+        assert_ne!(ids.seal(event), other.seal(event));
+        assert_eq!(other.open(&ids.seal(event)), None);
     }
 
     #[test]
@@ -334,23 +336,26 @@ mod tests {
     #[test]
     fn plain_event_numbers_are_read_up_to_where_they_were_given_out() {
         let ids = Ids::new(&[7; 32], Since { commit: 0, event: 10 });
-        assert_eq!(ids.event_number("0"), Some(0));
-        assert_eq!(ids.event_number("9"), Some(9));
+        assert_eq!(ids.event_number("0", |_| false), Some(0));
+        assert_eq!(ids.event_number("9", |_| false), Some(9));
         for text in ["10", "11", "", "+1", "-1", "9 ", "99999999999999999999", "a", &"0".repeat(POSITION_CHARS)] {
-            assert_eq!(ids.event_number(text), None, "{text}");
+            assert_eq!(ids.event_number(text, |_| true), None, "{text}");
         }
         for number in [0, 9, 10, u64::MAX] {
-            assert_eq!(ids.event_number(&ids.seal(Position::Event(number))), Some(number));
+            let sealed = ids.seal(Position::Event { app: 3, number });
+            assert_eq!(ids.event_number(&sealed, |app| app == 3), Some(number));
+            assert_eq!(ids.event_number(&sealed, |app| app != 3), None, "it was told to another app");
         }
-        assert_eq!(ids.event_number(&ids.seal(Position::Message { commit: 1, place: 0 })), None, "it is no event's");
+        let message = ids.seal(Position::Message { app: 3, commit: 1, place: 0 });
+        assert_eq!(ids.event_number(&message, |_| true), None, "it is no event's");
     }
 
     fn positions() -> impl Strategy<Value = Position> {
         let key =
             (any::<u16>(), any::<u64>()).prop_map(|(service, serial)| SubscriptionKey { service: Service(service), serial });
         prop_oneof![
-            any::<u64>().prop_map(Position::Event),
-            (any::<u64>(), any::<u16>()).prop_map(|(commit, place)| Position::Message { commit, place }),
+            (any::<u16>(), any::<u64>()).prop_map(|(app, number)| Position::Event { app, number }),
+            (any::<u16>(), any::<u64>(), any::<u16>()).prop_map(|(app, commit, place)| Position::Message { app, commit, place }),
             (any::<u16>(), key).prop_map(|(app, key)| Position::Subscription { app, key }),
             any::<u16>().prop_map(Position::App),
         ]

@@ -190,7 +190,7 @@ pub(super) type Behind = (u16, SubscriptionKey);
 /// Where an earlier reply to these apps has ended.
 pub(super) fn behind(store: &Store, text: Option<&str>, apps: &Apps) -> Result<Option<Behind>, ListError> {
     let after = text.map(|text| parse_cursor(store, text).ok_or(ListError::Cursor)).transpose()?;
-    if after.is_some_and(|(of, _)| !apps.iter().any(|app| store.registry.app(app) == Some(of))) {
+    if after.is_some_and(|(of, _)| !store.registry.is_of(of, apps)) {
         return Err(ListError::Cursor);
     }
     Ok(after)

@@ -134,7 +134,9 @@ fn list_messages(
     let (mut found, mut seen, after) = match (so_far, after.map(|text| store.ids.open(text))) {
         (SoFar::Messages { found, seen, after }, _) => (found, seen, after),
         (_, None) => (Vec::new(), 0, None),
-        (_, Some(Some(Position::Message { commit, place }))) => (Vec::new(), 0, Some(ListKey { commit, place })),
+        (_, Some(Some(Position::Message { app, commit, place }))) if store.registry.is_of(app, apps) => {
+            (Vec::new(), 0, Some(ListKey { commit, place }))
+        }
         (_, Some(_)) => {
             let problem = Problem {
                 code: Code::InvalidField,
@@ -166,7 +168,10 @@ fn list_messages(
     }
     out.push(b']');
     match after {
-        Some(ListKey { commit, place }) => member_text(out, "after", &store.ids.seal(Position::Message { commit, place })),
+        Some(ListKey { commit, place }) => {
+            let app = store.registry.seals_for(apps);
+            member_text(out, "after", &store.ids.seal(Position::Message { app, commit, place }));
+        }
         None => member(out, "after", "null"),
     }
     end(out);

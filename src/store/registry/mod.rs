@@ -52,6 +52,16 @@ impl Registry {
         apps.iter().find(|(_, known)| **known == *name).map(|(number, _)| *number)
     }
 
+    /// Whether this is the number of one of these apps.
+    pub fn is_of(&self, number: App, apps: &[Arc<str>]) -> bool {
+        apps.iter().any(|app| self.app(app) == Some(number))
+    }
+
+    /// The number by which positions in a log or a list are sealed for a socket that has these apps.
+    pub fn seals_for(&self, apps: &[Arc<str>]) -> App {
+        apps.iter().filter_map(|app| self.app(app)).min().unwrap_or_default()
+    }
+
     /// The name of an app.
     pub fn app_name(&self, number: App) -> Arc<str> {
         let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
