@@ -17,9 +17,10 @@ use crate::store::writer::registry::{Stored, counted_if_enabled};
 use crate::store::writer::rows::{erasure_key, erasure_row};
 use crate::store::{ReadError, family};
 
-/// Browsers of one account that a turn looks at, some milliseconds of work. An account with so many is not counted anew for each
-/// browser that comes.
-const CROWD: usize = if cfg!(test) { 3 } else { 64 };
+/// Browsers of one account that a turn looks at, some milliseconds of work.
+const BROWSERS_A_TURN: usize = if cfg!(test) { 3 } else { 64 };
+/// An account with so many browsers is not counted anew for each that comes.
+const CROWD: usize = 64;
 /// Such accounts that are kept in memory.
 const CROWDS: usize = 4_096;
 
@@ -87,13 +88,13 @@ impl Writer {
         let who = account_hash(app, account);
         let mut tally = self.tallies.remove(&who).unwrap_or_default();
         let prefix = row::account_prefix(app, account);
-        let keys = group.registry.keys_behind(&self.store, family::INDEX, &prefix, &tally.behind, CROWD)?;
+        let keys = group.registry.keys_behind(&self.store, family::INDEX, &prefix, &tally.behind, BROWSERS_A_TURN)?;
         for key in keys.iter().filter_map(|key| row::take_key(key).ok()) {
             if let Some(stored) = self.stored(key, group)? {
                 tally.add(&stored, 1);
             }
         }
-        let all = keys.len() < CROWD;
+        let all = keys.len() < BROWSERS_A_TURN;
         tally.behind = keys.into_iter().next_back().unwrap_or(tally.behind);
         self.tallies.insert(who, tally);
         Ok(all)
@@ -120,12 +121,12 @@ impl Writer {
         }
         for app in who.apps(apps) {
             let prefix = row::account_prefix(self.app(app)?, &who.account);
-            let keys = group.registry.keys_behind(&self.store, family::INDEX, &prefix, &[], CROWD + 1)?;
-            if keys.len() <= CROWD {
+            let keys = group.registry.keys_behind(&self.store, family::INDEX, &prefix, &[], BROWSERS_A_TURN + 1)?;
+            if keys.len() <= BROWSERS_A_TURN {
                 continue;
             }
             let first = group.erased.len();
-            let keys = keys.iter().take(CROWD).filter_map(|key| row::take_key(key).ok()).collect();
+            let keys = keys.iter().take(BROWSERS_A_TURN).filter_map(|key| row::take_key(key).ok()).collect();
             so_far.removed += self.erase_browsers(app, keys, group)?;
             self.begin_erasure(first, so_far, group);
             return Ok(false);
