@@ -23,7 +23,7 @@ const RECEIPT_TIME_CHARACTERS: usize = 8;
 fn ids_and_cursors_of_one_app_do_not_tell_how_much_another_does() {
     let mock = Mock::start(Options::default());
     let keys = Keys::write();
-    let world = World::start(&mock, &keys, true);
+    let world = World::start(&mock, &keys);
     let [mut shop, mut news] = ["shop", "news"].map(|app| world.client(app));
     let browsers = mock.subscribe(0, STEPS * 20);
     let mut random = Random::new();
