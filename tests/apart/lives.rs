@@ -73,6 +73,7 @@ const DO: &str = r###"
 {"op":"feedback","receipt":"receipt#20","type":"shown"}
 {"op":"drain","on":false}
 {"op":"backup","name":"$-backup"}
+{"op":"reload"}
 "###;
 
 /// What an app can learn of itself.
@@ -94,6 +95,7 @@ const LOOK: &str = r###"
 {"op":"events","limit":100000}
 {"op":"events","after":"oldest","types":["gone","cancelled","skipped","unreachable","shown"],"app":"$"}
 {"op":"events","label":"$-gone","account":"$-gone"}
+{"op":"events","label":"$-gone","last":1000}
 {"op":"events","subscription_id":"id#7"}
 {"op":"events","message_id":"@cancelled/message_id"}
 {"op":"events","id":"middle","limit":1}

@@ -12,6 +12,8 @@ pub const APPS: [&str; 2] = ["news", "shop"];
 /// Lines and bytes that are on their way at once: the socket takes them whole, whoever reads first.
 const PIPELINED: usize = 200;
 const PIPELINED_BYTES: usize = 64 * 1024;
+/// How long an answer is waited for: many lines of `erase` are on their way at once, and each waits for what it ends.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a request that never ends is listened to, and how many of them at once.
 const FOLLOWED: Duration = Duration::from_millis(300);
 const FOLLOWERS: usize = 32;
@@ -58,7 +60,9 @@ impl World {
     }
 
     pub fn client(&self, app: &str) -> Client {
-        Client::connect(self.sockets.path().join(app)).expect("it listens")
+        let mut client = Client::connect(self.sockets.path().join(app)).expect("it listens");
+        client.set_timeout(Some(PATIENCE)).expect("a timeout");
+        client
     }
 
     /// The lines that answer each request, asked one behind the other.
