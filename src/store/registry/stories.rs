@@ -536,6 +536,23 @@ fn erase(world: &mut World, account: &str) -> (Op, oneshot::Receiver<Swept>) {
 }
 
 #[test]
+fn a_message_that_reaches_nobody_has_a_place_of_its_own() {
+    let mut world = World::new();
+    world.subscribe(0, None, None, Some("anna"));
+    let ops = ["nobody", "nobody", "anna"].map(|account| {
+        let send = world.message(to_account(account));
+        Op::Send(Box::new(prepare_send(send, &world.preparing())))
+    });
+    let done = world.hand_over_together(ops.into());
+    let place = |done: &Done| match done {
+        Done::Taken { message_id, .. } => message_id.place(),
+        other => panic!("{other:?}"),
+    };
+    let places: Vec<u16> = done.iter().map(place).collect();
+    assert_eq!(places, [places[0], places[0] + 1, places[0] + 2]);
+}
+
+#[test]
 fn an_account_of_many_browsers_is_switched_and_erased_over_several_turns() {
     let mut world = World::with_accounts_of(100);
     for who in 0..10 {

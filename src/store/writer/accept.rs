@@ -262,7 +262,8 @@ impl Writer {
                     rejected,
                     recipients: Vec::with_capacity(1),
                 };
-                group.places += parts.iter().map(|part| part.recipients.len()).sum::<usize>();
+                // One that reaches nobody has a place too, or the next message would have its id but for eight random bits.
+                group.places += parts.iter().map(|part| part.recipients.len()).sum::<usize>().max(1);
                 let holder = Holder::Message(id);
                 if paused {
                     self.set_rule_paused(&holder, Some(&app), group, true)?;
