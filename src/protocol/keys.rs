@@ -58,17 +58,20 @@ fn decode_into(text: &[u8], out: &mut [u8]) -> Option<usize> {
         _ => text,
     };
     let value = |byte: u8| VALUES[usize::from(byte)];
+    let shifted = |place: usize, byte: u8| SHIFTED[place][usize::from(byte)];
     let (whole, rest) = text.as_chunks::<4>();
     let length = whole.len() * 3 + rest.len().saturating_sub(1);
     if length > out.len() || rest.len() == 1 {
         return None;
     }
-    let mut bad = 0;
-    for (four, three) in whole.iter().zip(out.chunks_exact_mut(3)) {
-        let [a, b, c, d] = four.map(value);
-        bad |= a | b | c | d;
-        three.copy_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d]);
+    let mut words = 0;
+    for ([a, b, c, d], three) in whole.iter().zip(out.chunks_exact_mut(3)) {
+        let word = shifted(0, *a) | shifted(1, *b) | shifted(2, *c) | shifted(3, *d);
+        words |= word;
+        let [_, first, second, third] = word.to_be_bytes();
+        three.copy_from_slice(&[first, second, third]);
     }
+    let mut bad = (words >> 24) as u8;
     let tail = &mut out[whole.len() * 3..length];
     match *rest {
         [a, b] => {
@@ -88,6 +91,23 @@ fn decode_into(text: &[u8], out: &mut [u8]) -> Option<usize> {
 
 /// Set in the table for what belongs to no alphabet.
 const NOT_BASE64: u8 = 0x80;
+
+/// [`VALUES`], shifted to the place of each of four characters: a word of them has three bytes below [`NOT_BASE64`].
+const SHIFTED: [[u32; 256]; 4] = {
+    let mut shifted = [[0; 256]; 4];
+    let mut place = 0;
+    while place < 4 {
+        let mut byte = 0;
+        while byte < 256 {
+            let value = VALUES[byte];
+            shifted[place][byte] =
+                if value == NOT_BASE64 { (NOT_BASE64 as u32) << 24 } else { (value as u32) << (18 - 6 * place) };
+            byte += 1;
+        }
+        place += 1;
+    }
+    shifted
+};
 
 /// The six bits of each character, of both alphabets of RFC 4648 (sections 4 and 5).
 const VALUES: [u8; 256] = {
