@@ -296,7 +296,7 @@ fn old_events_are_trimmed_and_their_cursors_expire() {
 fn who_floods_the_log_loses_its_own_oldest_events_and_no_other_app_does() {
     let (_directory, mock, mut daemon, sockets) = start_two(|config| config.set("events.max_mb", 1));
     let [mut shop, mut news] = [0, 1].map(|app: usize| Client::connect(&sockets[app]).unwrap());
-    let at_first = ask(&mut shop, json!({})).1["cursor"].clone();
+    let [at_first, of_news] = [&mut shop, &mut news].map(|client| ask(client, json!({})).1["cursor"].clone());
     let browsers = mock.subscribe(0, 3);
     let mut unread = Vec::new();
     for browser in &browsers {
@@ -330,7 +330,7 @@ fn who_floods_the_log_loses_its_own_oldest_events_and_no_other_app_does() {
             daemon.restart().unwrap();
             [shop, news] = [0, 1].map(|app: usize| Client::connect(&sockets[app]).unwrap());
         }
-        for after in [json!("oldest"), at_first.clone()] {
+        for after in [json!("oldest"), of_news.clone()] {
             let (events, end) = ask(&mut news, json!({"after": after}));
             assert_eq!(events.iter().map(id_of).collect::<Vec<_>>(), unread, "the other has lost none");
             assert_eq!(end["more"], false);

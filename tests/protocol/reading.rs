@@ -48,7 +48,9 @@ fn a_status_has_all_its_members() {
             (&reply["label"], &reply["rate"], &reply["eta"], &reply["position"]),
             (&label, &rate, &Value::Null, &Value::Null)
         );
-        for name in ["id", "ok", "message_id", "state", "open", "label", "ref", "position", "walked", "rate", "eta"] {
+        assert_eq!(reply["paused_by"], if state == "paused" { json!(["message"]) } else { json!([]) });
+        for name in ["id", "ok", "message_id", "state", "paused_by", "open", "label", "ref", "position", "walked", "rate", "eta"]
+        {
             assert!(names.remove(name), "{name} is missing: {reply}");
         }
         assert!(names.is_empty(), "unknown: {names:?}");
