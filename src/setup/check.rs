@@ -1,6 +1,6 @@
 //! `fanfare check-config`, after the configuration itself was found good: whether the daemon's user may use all that it names.
 //!
-//! Promise: what passes here stops no start for want of a right. Root becomes the daemon's user first ([`Identity`]), so the answers
+//! Promise: what passes here stops no start for want of a right. Root becomes the daemon's user first (`Identity`), so the answers
 //! are those that the daemon will get. Everything that is wrong is told at once, each with the command that mends it.
 
 use std::fmt;

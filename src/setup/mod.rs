@@ -292,7 +292,7 @@ pub struct Keygen {
 }
 
 /// Writes a new or imported key pair, and prints the public key. Where root does it, the file is given to the user who will read it:
-/// [`owner_beside`].
+/// `owner_beside`.
 pub fn keygen(arguments: &Keygen) -> Result<(), Failure> {
     let key = if arguments.import { imported(arguments.pair.as_deref())? } else { SigningKey::generate() };
     let owner = if geteuid().is_root() { owner_beside(&arguments.out) } else { None };
