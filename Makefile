@@ -32,12 +32,10 @@ demo: build ## build, then run a campaign through a real daemon to a mock push s
 	$(RELEASE)/fanfare-load demo
 
 # Cargo's own directory of compiled libraries is that of a release: only our own code is compiled anew.
-LOOP := .ci/cargo --config .cargo/quick.toml
-
 check: ## the quick loop: format, lints and unit tests of the code as it is, in a minute (ONLY=outcome: the tests of that name)
 	cargo fmt --all --check
 	.ci/cargo clippy --release --workspace --lib --bins --tests -- -D warnings
-	$(LOOP) nextest run --release --workspace --lib $(ONLY)
+	.ci/cargo nextest run --config .cargo/quick.toml --release --workspace --lib $(ONLY)
 
 test: ## everything that CI checks
 	@.ci/packages test
