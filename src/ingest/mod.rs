@@ -616,19 +616,12 @@ impl Reader {
         // What was reserved for lines that did not come is free again.
         drop(memory.last_mut().and_then(|last| last.split((room / 1024).min(last.num_permits()))));
         let mut own = self.own_share(ops.len(), bytes).await;
-        let place = match self.socket.shares.places.try_take(ops.len()) {
-            Some(place) => place,
-            None => {
-                self.turn = None;
-                match timeout(PATIENCE, self.socket.shares.places.take(ops.len())).await {
-                    Ok(place) => place,
-                    Err(_) => {
-                        drop(ops);
-                        drop(memory);
-                        return self.overloaded(told, own).await;
-                    }
-                }
-            }
+        let places = &self.socket.shares.places;
+        let place = timeout(PATIENCE, or_wait(places.try_take(ops.len()), &mut self.turn, places.take(ops.len())));
+        let Ok(place) = place.await else {
+            drop(ops);
+            drop(memory);
+            return self.overloaded(told, own).await;
         };
         // Until it is answered: the client may not take its answers.
         own.extend(memory);
@@ -675,13 +668,8 @@ impl Reader {
     async fn all_shares(&mut self, bytes: usize) -> Vec<OwnedSemaphorePermit> {
         let mut places = self.own_share(1, bytes).await;
         let kib = (bytes + LINE_OVERHEAD) / 1024 + 1;
-        places.push(match self.socket.shares.unanswered.try_take(kib) {
-            Some(taken) => taken,
-            None => {
-                self.turn = None;
-                self.socket.shares.unanswered.take(kib).await
-            }
-        });
+        let unanswered = &self.socket.shares.unanswered;
+        places.push(or_wait(unanswered.try_take(kib), &mut self.turn, unanswered.take(kib)).await);
         places
     }
 
@@ -691,16 +679,21 @@ impl Reader {
         let mut places = Vec::with_capacity(2);
         // These semaphores are never closed.
         for (share, most) in [(&self.share.lines, lines), (&self.share.bytes, bytes)] {
-            let taken = match share.clone().try_acquire_many_owned(most) {
-                Ok(taken) => Ok(taken),
-                Err(_) => {
-                    self.turn = None;
-                    share.clone().acquire_many_owned(most).await
-                }
-            };
-            places.extend(taken);
+            let free = share.clone().try_acquire_many_owned(most).ok().map(Ok);
+            places.extend(or_wait(free, &mut self.turn, share.clone().acquire_many_owned(most)).await);
         }
         places
+    }
+}
+
+/// Takes the free one; where there is none, gives the turn back and waits.
+async fn or_wait<T>(free: Option<T>, turn: &mut Option<Turn>, later: impl Future<Output = T>) -> T {
+    match free {
+        Some(free) => free,
+        None => {
+            *turn = None;
+            later.await
+        }
     }
 }
 

@@ -13,12 +13,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-const HEADER: usize = 9;
+use super::wire::{ACK, GOAWAY, HEADER, MAX_CONCURRENT_STREAMS, SETTINGS};
+
 const PREFACE: usize = 24;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const ACK: u8 = 1;
-const MAX_CONCURRENT_STREAMS: u16 = 3;
 /// Bytes that may wait for the socket before `h2` has to wait too.
 const OUT_MAX: usize = 64 * 1024;
 

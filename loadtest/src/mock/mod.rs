@@ -36,6 +36,7 @@ mod state;
 mod subscription;
 mod tally;
 mod vapid;
+mod wire;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
